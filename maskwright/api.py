@@ -1,0 +1,192 @@
+"""The verbs of the workbench as functions; the command line calls the same ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from maskwright.data.catalog import open_split
+from maskwright.data.coco import Categories, CocoDataset, check_results
+from maskwright.data.files import read_json
+from maskwright.data.loader import evaluation_batches
+from maskwright.evaluation import DetectionMetrics, detect, evaluate_detections
+from maskwright.inference import Model, load
+from maskwright.inference.writer import predict_files as predict
+from maskwright.recipes import DataOptions, Recipe, find_recipe
+from maskwright.recipes.recipe import read_recipe
+from maskwright.systems import Task
+from maskwright.training import train as train_recipe
+
+__all__ = ["Evaluation", "evaluate", "load", "predict", "score", "train"]
+
+
+def train(
+    system: str,
+    *,
+    data: str | Path,
+    out: str | Path,
+    epochs: float | None = None,
+    images: str | Path | None = None,
+    val_fraction: float | None = None,
+    classes: Sequence[str] | None = None,
+    skip_invalid: bool = False,
+    init: str | Path | None = None,
+    changes: Sequence[str] = (),
+    device: str = "auto",
+    console: Console | None = None,
+) -> DetectionMetrics:
+    """Train a system on a data set.
+
+    Args:
+        system: a name in `maskwright systems`, or "package.module:builder".
+        data: a folder with train and val splits, or one annotation file.
+        out: the run folder to make.
+        epochs: in place of the recipe's, for every stage.
+        images: image folder of a single annotation file.
+        val_fraction: share of a single file's images that is kept for validation.
+        classes: names of the classes to use; by default all.
+        skip_invalid: leave bad annotations out instead of stopping.
+        init: a run or weights file to start from.
+        changes: further recipe fields, like "optimizer.lr=0.01".
+        device: "auto", "cpu", "cuda", …
+        console: where progress is shown.
+
+    Returns:
+        Metrics on the validation split at the end.
+
+    Raises:
+        ValueError: what the user can mend, with the remedy.
+    """
+    recipe = find_recipe(system)
+    if epochs is not None:
+        recipe = recipe.with_changes([f"epochs={epochs}"])
+    recipe = recipe.with_changes(changes)
+    options = DataOptions(
+        path=str(data),
+        images=None if images is None else str(images),
+        val_fraction=val_fraction,
+        classes=None if classes is None else tuple(classes),
+        invalid="skip" if skip_invalid else "stop",
+    )
+    recipe = recipe.model_copy(update={"data": options})
+    return train_recipe(recipe, Path(out), init=None if init is None else Path(init), device=device, console=console)
+
+
+def resume(out: str | Path, *, device: str = "auto", console: Console | None = None) -> DetectionMetrics:
+    """Go on with a run from its last checkpoint."""
+    recipe: Recipe = read_recipe(Path(out) / "recipe.yaml")
+    return train_recipe(recipe, Path(out), resume=True, device=device, console=console)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics by kind, "bbox" and "segm", and the detections they were computed from."""
+
+    metrics: dict[str, DetectionMetrics]
+    results: list[dict[str, Any]]
+
+
+def evaluate(
+    run: str | Path | Model,
+    *,
+    data: str | Path,
+    split: Literal["train", "val"] = "val",
+    images: str | Path | None = None,
+    max_detections: Sequence[int] = (1, 10, 100),
+    class_agnostic: bool = False,
+    skip_invalid: bool = False,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Evaluation:
+    """Score a model on a data set by COCO's protocol.
+
+    Classes are matched by name; where no name is known, by original id.
+
+    Args:
+        run: a run folder, a weights file, or a model already loaded.
+        data: a folder with splits, or one annotation file with `images`.
+        max_detections: limits on the detections of an image; AP uses the last.
+        class_agnostic: whether classes count.
+    """
+    from maskwright.inference.progress import counted
+
+    model = run if isinstance(run, Model) else load(run, device=device)
+    dataset = open_split(Path(data), split, images=None if images is None else Path(images), invalid="skip" if skip_invalid else "stop")
+    categories = match_categories(model.categories, dataset.categories, str(data))
+    limit = max(max_detections)
+    batches = evaluation_batches(dataset, spec=model.system.input, batch_size=4)
+    with counted(console, "evaluate", len(dataset)) as done:
+        results = detect(
+            lambda batch: model.detect(batch, max_detections=limit), batches, categories, device=model.device, done=done
+        )
+    known = set(dataset.categories.ids)
+    results = [entry for entry in results if entry["category_id"] in known]
+    kinds: list[Literal["bbox", "segm"]] = ["bbox", "segm"] if model.system.task == Task.INSTANCES else ["bbox"]
+    if not dataset.has_masks:
+        kinds = ["bbox"]
+    return Evaluation(_metrics(dataset, results, kinds, max_detections, class_agnostic), results)
+
+
+def score(
+    predictions: str | Path,
+    *,
+    data: str | Path,
+    split: Literal["train", "val"] = "val",
+    max_detections: Sequence[int] = (1, 10, 100),
+    class_agnostic: bool = False,
+    skip_invalid: bool = False,
+) -> Evaluation:
+    """Score anybody's COCO results file; images are not needed.
+
+    Args:
+        predictions: a list of COCO results, or what `maskwright predict` wrote.
+        data: a folder with splits, or the annotation file itself.
+    """
+    path = Path(data)
+    invalid: Literal["stop", "skip"] = "skip" if skip_invalid else "stop"
+    dataset = open_split(path, split, images=path.parent if path.is_file() else None, invalid=invalid)
+    results = check_results(Path(predictions), read_json(Path(predictions)), dataset)
+    if not results:
+        raise ValueError(f"{predictions}: there are no results to score")
+    kinds: list[Literal["bbox", "segm"]] = []
+    if all("bbox" in entry for entry in results):
+        kinds.append("bbox")
+    if all("segmentation" in entry for entry in results) and dataset.has_masks:
+        kinds.append("segm")
+    if not kinds:
+        raise ValueError(f"{predictions}: some results have a 'bbox' and others a 'segmentation': give all of them one or both")
+    return Evaluation(_metrics(dataset, results, kinds, max_detections, class_agnostic), results)
+
+
+def match_categories(model: Categories, data: Categories, where: str) -> Categories:
+    """The model's classes with the ids the data has for them; -1 for a class the data does not have.
+
+    Raises:
+        ValueError: nothing in common.
+    """
+    ids = dict(zip(data.names, data.ids, strict=True))
+    if any(name in ids for name in model.names):
+        return Categories(model.names, tuple(ids.get(name, -1) for name in model.names))
+    if set(model.ids) == set(data.ids):
+        return model
+    raise ValueError(
+        f"{where}: its classes ({', '.join(data.names)}) have neither names nor ids in common with the model's "
+        f"({', '.join(model.names)}): evaluate on data of the same classes"
+    )
+
+
+def _metrics(
+    dataset: CocoDataset,
+    results: list[dict[str, Any]],
+    kinds: Sequence[Literal["bbox", "segm"]],
+    max_detections: Sequence[int],
+    class_agnostic: bool,
+) -> dict[str, DetectionMetrics]:
+    return {
+        kind: evaluate_detections(
+            dataset, results, kind=kind, max_detections=max_detections, class_agnostic=class_agnostic
+        )
+        for kind in kinds
+    }

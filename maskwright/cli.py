@@ -1,0 +1,186 @@
+"""The command line: parse, call, print."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="maskwright",
+    help="A workbench for instance segmentation: train, evaluate and run Mask R-CNN and its kin on your own images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console()
+
+DataOption = Annotated[Path, typer.Option(help="Folder with train and val splits, or one COCO annotation file.")]
+ImagesOption = Annotated[Path | None, typer.Option(help="Image folder of a single annotation file.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+SkipOption = Annotated[bool, typer.Option("--skip-invalid", help="Leave bad annotations out instead of stopping.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("runs/demo"),
+    device: DeviceOption = "auto",
+) -> None:
+    """Train, evaluate and predict on the nuclei that ship with the repository (about five minutes on two cores)."""
+    from maskwright.demo import run_demo
+
+    run_demo(out, device=device, console=console)
+
+
+@app.command()
+def systems() -> None:
+    """List the systems: task, parts, parameters and paper."""
+    from maskwright.overview import describe_systems
+
+    table = Table("system", "task", "parts (M parameters at 80 classes)", "total", "source", box=None)
+    for row in describe_systems():
+        table.add_row(row.name, row.task, row.parts, row.total, row.source)
+    console.print(table)
+
+
+@app.command()
+def train(
+    system: Annotated[str | None, typer.Argument(help="A system, see 'maskwright systems'.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with train and val splits, or one COCO annotation file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="In place of the recipe's.")] = None,
+    images: ImagesOption = None,
+    val_fraction: Annotated[float | None, typer.Option(help="Share of a single file's images kept for validation.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Names of the classes to use, separated by commas.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Run or weights file to start from.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A recipe field, like optimizer.lr=0.01.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run folder to go on with; takes no other options.")] = None,
+    skip_invalid: SkipOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a system on your images."""
+    from maskwright import api
+
+    if resume is not None:
+        if system is not None or data is not None or out is not None:
+            raise ValueError("--resume RUN goes on with a run as it was: leave SYSTEM, --data and --out away")
+        api.resume(resume, device=device, console=console)
+        out = resume
+    else:
+        if system is None or data is None or out is None:
+            raise ValueError("maskwright train needs SYSTEM, --data and --out, for example: maskwright train mask-rcnn-small --data my/coco --out runs/a")
+        api.train(
+            system,
+            data=data,
+            out=out,
+            epochs=epochs,
+            images=images,
+            val_fraction=val_fraction,
+            classes=None if classes is None else [name.strip() for name in classes.split(",")],
+            skip_invalid=skip_invalid,
+            init=init,
+            changes=set_ or [],
+            device=device,
+            console=console,
+        )
+    console.print(f"the best model is in {out / 'best'}, the last in {out / 'last'}, the metrics in {out / 'metrics.jsonl'}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="Run folder or weights file.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with splits, or one COCO annotation file.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Score this COCO results file instead of a run.")] = None,
+    split: Annotated[Literal["train", "val"], typer.Option(help="Which split of a folder.")] = "val",
+    images: ImagesOption = None,
+    max_detections: Annotated[str, typer.Option(help="Limits on the detections of an image.")] = "1,10,100",
+    class_agnostic: Annotated[bool, typer.Option("--class-agnostic", help="Ignore classes.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the detections, a COCO results file.")] = None,
+    skip_invalid: SkipOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score a run, or anybody's COCO results file, by COCO's protocol."""
+    from maskwright import api
+    from maskwright.data.files import write_json
+
+    if data is None or (run is None) == (predictions is None):
+        raise ValueError("maskwright evaluate needs --data, and either RUN or --predictions results.json")
+    limits = _limits(max_detections)
+    if predictions is not None:
+        answer = api.score(
+            predictions, data=data, split=split, max_detections=limits, class_agnostic=class_agnostic, skip_invalid=skip_invalid
+        )
+    else:
+        assert run is not None
+        answer = api.evaluate(
+            run,
+            data=data,
+            split=split,
+            images=images,
+            max_detections=limits,
+            class_agnostic=class_agnostic,
+            skip_invalid=skip_invalid,
+            device=device,
+            console=console,
+        )
+    from maskwright.overview import metric_tables
+
+    for table in metric_tables(answer.metrics):
+        console.print(table)
+    if out is not None:
+        write_json(out, answer.results)
+        console.print(f"detections written to {out}", highlight=False)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder or weights file.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    out: Annotated[Path, typer.Option(help="Folder to write into.")],
+    format: Annotated[str, typer.Option(help="Of coco, geojson, png; separated by commas.")] = "coco,png",
+    threshold: Annotated[float, typer.Option(help="Leave out objects with lower scores.")] = 0.5,
+    max_detections: Annotated[int | None, typer.Option(help="Objects of an image at most.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Find objects in images, and write masks and pictures."""
+    from maskwright import api
+
+    answer = api.predict(
+        run,
+        list(images),
+        out=out,
+        formats=[name.strip() for name in format.split(",")],
+        threshold=threshold,
+        max_detections=max_detections,
+        device=device,
+        console=console,
+    )
+    count = sum(len(result) for result in answer.results)
+    console.print(f"{count} objects in {len(answer.results)} images, {len(answer.written)} files in {out}", highlight=False)
+    if answer.failures:
+        raise ValueError("could not be read:\n  " + "\n  ".join(answer.failures))
+
+
+def _limits(text: str) -> list[int]:
+    try:
+        limits = [int(part) for part in text.split(",")]
+    except ValueError:
+        limits = []
+    if not limits or min(limits) < 1:
+        raise ValueError(f"got --max-detections {text!r}, expected positive numbers separated by commas, for example 1,10,300")
+    return limits
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with its message and exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,112 @@
+"""Finding data sets on disk: which annotation file, which image folder, which split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from maskwright.data.coco import CocoDataset, read_coco
+
+_SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One annotation file with the folder its images lie in."""
+
+    annotations: Path
+    images: Path
+
+
+def find_split(data: Path, split: Literal["train", "val"]) -> Source | None:
+    """The files of a split in a folder, in one of the layouts people have; None where there is none.
+
+    Layouts: `images/ + annotations/train.json`, COCO 2017 (`annotations/instances_train2017.json` + `train2017/`), and
+    Roboflow (`train/_annotations.coco.json`, images beside it).
+    """
+    for name in _SPLIT_NAMES[split]:
+        plain = data / "annotations" / f"{name}.json"
+        if plain.is_file():
+            return Source(plain, data / "images")
+        for year in ("2017", "2014"):
+            coco = data / "annotations" / f"instances_{name}{year}.json"
+            if coco.is_file():
+                folder = data / f"{name}{year}"
+                return Source(coco, folder if folder.is_dir() else data / "images" / f"{name}{year}")
+        roboflow = data / name / "_annotations.coco.json"
+        if roboflow.is_file():
+            return Source(roboflow, data / name)
+    return None
+
+
+def open_split(
+    data: Path,
+    split: Literal["train", "val"],
+    *,
+    images: Path | None = None,
+    classes: Sequence[str] | None = None,
+    invalid: Literal["stop", "skip"] = "stop",
+) -> CocoDataset:
+    """One split of a folder, or a single annotation file with its image folder.
+
+    Raises:
+        ValueError: nothing that looks like a data set; the message lists the layouts understood.
+    """
+    if data.is_file():
+        if images is None:
+            raise ValueError(f"{data}: an annotation file needs the folder of its images: add --images DIR")
+        source: Source | None = Source(data, images)
+    elif data.is_dir():
+        source = find_split(data, split)
+    else:
+        raise ValueError(f"{data}: there is no such file or folder")
+    if source is None:
+        raise ValueError(
+            f"{data}: found no {split} annotations; expected annotations/{split}.json with images/, "
+            f"annotations/instances_{split}2017.json with {split}2017/, or {split}/_annotations.coco.json; "
+            "or give one annotation file with --images DIR"
+        )
+    if not source.images.is_dir():
+        raise ValueError(f"{source.images}: there is no such image folder (for {source.annotations})")
+    return read_coco(source.annotations, source.images, classes=classes, invalid=invalid)
+
+
+def open_datasets(
+    data: Path,
+    *,
+    images: Path | None = None,
+    val_fraction: float | None = None,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+    invalid: Literal["stop", "skip"] = "stop",
+) -> tuple[CocoDataset, CocoDataset]:
+    """Training and validation sets: the folder's own splits, or one file divided by a seeded draw.
+
+    Raises:
+        ValueError: a split is missing, or both hold the same image.
+    """
+    if val_fraction is None and data.is_file():
+        raise ValueError(f"{data}: one annotation file has no validation split: add --val-fraction 0.2")
+    train = open_split(data, "train", images=images, classes=classes, invalid=invalid)
+    if val_fraction is not None:
+        return split_dataset(train, val_fraction, seed)
+    val = open_split(data, "val", classes=classes, invalid=invalid)
+    if train.categories != val.categories:
+        raise ValueError(
+            f"{val.path}: its categories differ from those of {train.path}: "
+            f"{dict(zip(val.categories.ids, val.categories.names, strict=True))} and "
+            f"{dict(zip(train.categories.ids, train.categories.names, strict=True))}; make them equal, or name --classes"
+        )
+    return train, val
+
+
+def split_dataset(dataset: CocoDataset, val_fraction: float, seed: int) -> tuple[CocoDataset, CocoDataset]:
+    """Divide a data set by a seeded draw over its image ids, whatever their order in the file."""
+    if not 0 < val_fraction < 1 or len(dataset) < 2:
+        raise ValueError(f"got val_fraction {val_fraction} of {len(dataset)} images, expected a share between 0 and 1 of two or more")
+    order = np.argsort(dataset.image_ids)
+    drawn = order[np.random.default_rng(seed).permutation(len(order))]
+    count = min(max(1, round(val_fraction * len(drawn))), len(drawn) - 1)
+    return dataset.subset(sorted(drawn[count:].tolist())), dataset.subset(sorted(drawn[:count].tolist()))

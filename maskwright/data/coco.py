@@ -1,0 +1,555 @@
+"""COCO annotations: reading, holding and writing. The only place that knows xywh boxes and original category ids.
+
+A data set is held compactly: numpy columns and one byte buffer for all segmentations, which forked workers share and which
+does not grow with epochs. Masks are decoded one image at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from maskwright.data import images
+from maskwright.data.files import read_json
+from maskwright.structures import Instances, Intensity, KeypointSchema, Masks, rle
+
+MAX_PROBLEMS_SHOWN = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image with its objects, original frame.
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+        instances: its objects.
+        id: the image's id in the annotation file.
+        name: its file, for messages.
+        input_size: (h, w) it shall have in the input frame; None leaves it to the input's resize rule.
+    """
+
+    image: Tensor
+    instances: Instances
+    id: int
+    name: str
+    input_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The classes of a data set: index in 0 … K-1 → name and original id."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class CocoDataset:
+    """Images with annotations, read by `read_coco`; `dataset[i]` reads and decodes the i-th image."""
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        image_folder: Path,
+        categories: Categories,
+        image_ids: npt.NDArray[np.int64],
+        sizes: npt.NDArray[np.int32],
+        file_names: Sequence[str],
+        columns: _Columns,
+        keypoint_schema: KeypointSchema | None,
+        problems: Sequence[str] = (),
+    ) -> None:
+        self.path = path
+        self.image_folder = image_folder
+        self.categories = categories
+        self.image_ids = image_ids
+        self.sizes = sizes
+        self.problems = tuple(problems)
+        self.keypoint_schema = keypoint_schema
+        names = [name.encode() for name in file_names]
+        self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
+        self._name_starts = np.cumsum([0] + [len(name) for name in names])
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __repr__(self) -> str:
+        return f"CocoDataset({self.path}: {len(self)} images, {self.num_instances} instances, {len(self.categories)} classes)"
+
+    @property
+    def num_instances(self) -> int:
+        """Annotations, crowds included."""
+        return len(self._columns.ids)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every annotation has a segmentation."""
+        return bool((np.diff(self._columns.segment_starts) > 0).all())
+
+    def file_name(self, index: int) -> str:
+        """The image's path relative to the image folder."""
+        return self._names[self._name_starts[index] : self._name_starts[index + 1]].tobytes().decode()
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) as the annotation file states it."""
+        return int(self.sizes[index, 0]), int(self.sizes[index, 1])
+
+    def image_path(self, index: int) -> Path:
+        """Where the image lies."""
+        return self.image_folder / self.file_name(index)
+
+    def instances(self, index: int) -> Instances:
+        """The objects of an image; masks where every object of the data set has one."""
+        size, columns = self.image_size(index), self._columns
+        rows = slice(columns.image_starts[index], columns.image_starts[index + 1])
+        keypoints = columns.keypoints[rows]
+        return Instances(
+            image_size=size,
+            boxes=torch.from_numpy(_to_xyxy(columns.bboxes[rows], size)),
+            labels=torch.from_numpy(columns.labels[rows].astype(np.int64)),
+            masks=self._masks(rows, size) if self.has_masks else None,
+            keypoints=torch.from_numpy(keypoints.copy()) if self.keypoint_schema else None,
+            is_crowd=torch.from_numpy(columns.is_crowd[rows].copy()),
+        )
+
+    def read(self, index: int, intensity: Intensity | None = None) -> Sample:
+        """The image and its objects.
+
+        Raises:
+            ValueError: the image cannot be read, or is not the size its annotations were made for.
+        """
+        path = self.image_path(index)
+        pixels = images.read_image(path, intensity)
+        size = self.image_size(index)
+        if pixels.shape[:2] != size:
+            raise ValueError(_size_message(path, self.path, (pixels.shape[0], pixels.shape[1]), size))
+        return Sample(torch.from_numpy(pixels), self.instances(index), int(self.image_ids[index]), str(path))
+
+    def subset(self, indices: Sequence[int]) -> CocoDataset:
+        """The same data set with some of its images."""
+        columns = self._columns
+        counts = np.diff(columns.image_starts)
+        rows = np.concatenate(
+            [np.arange(columns.image_starts[i], columns.image_starts[i + 1]) for i in indices] or [np.empty(0, dtype=np.int64)]
+        )
+        return CocoDataset(
+            path=self.path,
+            image_folder=self.image_folder,
+            categories=self.categories,
+            image_ids=self.image_ids[list(indices)],
+            sizes=self.sizes[list(indices)],
+            file_names=[self.file_name(i) for i in indices],
+            columns=columns.take(rows, np.cumsum([0, *counts[list(indices)]])),
+            keypoint_schema=self.keypoint_schema,
+            problems=self.problems,
+        )
+
+    def to_coco(self) -> dict[str, Any]:
+        """The ground truth as a COCO dict with original ids; what an evaluator compares with."""
+        columns = self._columns
+        image_of = np.repeat(self.image_ids, np.diff(columns.image_starts))
+        annotations = []
+        for i in range(len(columns.ids)):
+            entry: dict[str, Any] = {
+                "id": int(columns.ids[i]),
+                "image_id": int(image_of[i]),
+                "category_id": self.categories.ids[columns.labels[i]],
+                "bbox": columns.bboxes[i].tolist(),
+                "area": float(columns.areas[i]),
+                "iscrowd": int(columns.is_crowd[i]),
+            }
+            segmentation = columns.segmentation(i)
+            if segmentation is not None:
+                entry["segmentation"] = segmentation
+            if self.keypoint_schema:
+                points = columns.keypoints[i].astype(np.float64).copy()
+                points[points[:, 2] > 0, :2] -= 0.5
+                entry["keypoints"] = points.reshape(-1).tolist()
+                entry["num_keypoints"] = int((points[:, 2] > 0).sum())
+            annotations.append(entry)
+        listed = [
+            {"id": int(self.image_ids[i]), "height": self.image_size(i)[0], "width": self.image_size(i)[1], "file_name": self.file_name(i)}
+            for i in range(len(self))
+        ]
+        names = zip(self.categories.names, self.categories.ids, strict=True)
+        return {"images": listed, "annotations": annotations, "categories": [{"id": i, "name": n} for n, i in names]}
+
+    def _masks(self, rows: slice, size: tuple[int, int]) -> Masks:
+        parts = [self._columns.runs(row, size) for row in range(rows.start, rows.stop)]
+        return Masks.from_runs(parts, size)
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """Annotations in columns, grouped by image: image i owns rows image_starts[i] … image_starts[i + 1]."""
+
+    image_starts: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64]
+    bboxes: npt.NDArray[np.float64]  # x, y, width, height as the file has them: an evaluator must see the same bits
+    labels: npt.NDArray[np.int32]
+    areas: npt.NDArray[np.float64]
+    is_crowd: npt.NDArray[np.bool_]
+    keypoints: npt.NDArray[np.float32]
+    segments: npt.NDArray[np.uint8]  # each segmentation as JSON text, one after the other
+    segment_starts: npt.NDArray[np.int64]
+
+    def segmentation(self, row: int) -> Any:
+        """As it stood in the file."""
+        begin, end = self.segment_starts[row], self.segment_starts[row + 1]
+        return json.loads(self.segments[begin:end].tobytes()) if end > begin else None
+
+    def runs(self, row: int, size: tuple[int, int]) -> rle.Runs:
+        """The mask of one annotation."""
+        segmentation = self.segmentation(row)
+        if isinstance(segmentation, dict):
+            return rle.runs_from_coco(segmentation, size)
+        return rle.runs_from_polygons(segmentation, size)
+
+    def take(self, rows: npt.NDArray[np.int64], image_starts: npt.NDArray[np.int64]) -> _Columns:
+        """Some rows, regrouped."""
+        lengths = np.diff(self.segment_starts)[rows]
+        texts = [self.segments[self.segment_starts[r] : self.segment_starts[r + 1]] for r in rows]
+        return _Columns(
+            image_starts=image_starts,
+            ids=self.ids[rows],
+            bboxes=self.bboxes[rows],
+            labels=self.labels[rows],
+            areas=self.areas[rows],
+            is_crowd=self.is_crowd[rows],
+            keypoints=self.keypoints[rows],
+            segments=np.concatenate(texts) if texts else np.empty(0, dtype=np.uint8),
+            segment_starts=np.cumsum([0, *lengths]),
+        )
+
+
+# Reading
+
+
+def read_coco(
+    path: Path,
+    image_folder: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    invalid: Literal["stop", "skip"] = "stop",
+) -> CocoDataset:
+    """Read and check a COCO annotation file.
+
+    Args:
+        path: the JSON file.
+        image_folder: what the file names in it are relative to.
+        classes: names to keep, in this order; by default all, in the order of the file.
+        invalid: whether a bad annotation stops the reading or is left out (and listed in `problems`).
+
+    Raises:
+        ValueError: naming the file, the annotation ids, what is wrong and what to do.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict) or any(not isinstance(data.get(key), list) for key in ("images", "annotations", "categories")):
+        raise ValueError(f"{path}: not COCO annotations: expected the lists 'images', 'annotations' and 'categories'")
+    categories, wanted = _read_categories(path, data["categories"], classes)
+    problems: list[str] = []
+    listed = _read_images(path, data["images"], problems)
+    schema = _keypoint_schema(data["categories"])
+    place = {image_id: i for i, image_id in enumerate(listed)}
+    label_of = {category_id: label for label, category_id in enumerate(categories.ids)}
+
+    rows: list[tuple[int, _Row]] = []
+    seen: set[int] = set()
+    for number, annotation in enumerate(data["annotations"]):
+        try:
+            row = _read_annotation(annotation, listed, place, label_of, wanted, seen, schema)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            name = annotation.get("id", f"number {number}") if isinstance(annotation, dict) else f"number {number}"
+            what = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
+            problems.append(f"annotation {name}: {what}")
+        else:
+            if row is not None:
+                rows.append(row)
+    if problems and invalid == "stop":
+        raise ValueError(_problem_message(path, problems))
+    rows.sort(key=lambda item: item[0])
+    counts = np.bincount(np.array([i for i, _ in rows], dtype=np.int64), minlength=len(listed))
+    return CocoDataset(
+        path=path,
+        image_folder=image_folder,
+        categories=categories,
+        image_ids=np.array(list(listed), dtype=np.int64),
+        sizes=np.array([entry[1] for entry in listed.values()], dtype=np.int32).reshape(-1, 2),
+        file_names=[entry[0] for entry in listed.values()],
+        columns=_pack([row for _, row in rows], counts, schema),
+        keypoint_schema=schema,
+        problems=problems,
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    id: int
+    bbox: tuple[float, float, float, float]
+    label: int
+    area: float
+    is_crowd: bool
+    keypoints: npt.NDArray[np.float32]
+    segment: bytes
+
+
+def _read_categories(path: Path, entries: list[Any], classes: Sequence[str] | None) -> tuple[Categories, set[int]]:
+    """The classes in use, and the ids of all classes of the file."""
+    try:
+        pairs = [(str(entry["name"]), int(entry["id"])) for entry in entries]
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(f"{path}: each category needs an 'id' and a 'name'") from None
+    ids = [category_id for _, category_id in pairs]
+    names = [name for name, _ in pairs]
+    for what, values in (("id", ids), ("name", names)):
+        twice = sorted({str(value) for value in values if values.count(value) > 1})
+        if twice:
+            raise ValueError(f"{path}: category {what} {', '.join(twice)} stands twice: make them unique")
+    if not pairs:
+        raise ValueError(f"{path}: there are no categories: list the classes under 'categories'")
+    if classes is not None:
+        unknown = [name for name in classes if name not in names]
+        if unknown:
+            raise ValueError(f"{path}: no class is named {', '.join(unknown)}; there are {', '.join(names)}")
+        pairs = [pairs[names.index(name)] for name in classes]
+    return Categories(tuple(n for n, _ in pairs), tuple(i for _, i in pairs)), set(ids)
+
+
+def _read_images(path: Path, entries: list[Any], problems: list[str]) -> dict[int, tuple[str, tuple[int, int]]]:
+    """id → (file name, (height, width)), in the order of the file."""
+    listed: dict[int, tuple[str, tuple[int, int]]] = {}
+    for number, entry in enumerate(entries):
+        try:
+            image_id, name = int(entry["id"]), str(entry["file_name"])
+            size = rle.check_size([int(entry["height"]), int(entry["width"])])
+        except (TypeError, KeyError, ValueError) as error:
+            problems.append(f"image number {number}: needs 'id', 'file_name', 'height' and 'width' ({error})")
+            continue
+        parts = PurePosixPath(name.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or (parts.parts and ":" in parts.parts[0]):
+            problems.append(f"image {image_id}: file name {name!r} leaves the image folder: give it relative to that folder")
+        elif image_id in listed:
+            problems.append(f"image {image_id}: the id stands twice: make image ids unique")
+        else:
+            listed[image_id] = (str(parts), size)
+    if not listed and not problems:
+        raise ValueError(f"{path}: there are no images: list them under 'images'")
+    return listed
+
+
+def _read_annotation(
+    entry: dict[str, Any],
+    listed: dict[int, tuple[str, tuple[int, int]]],
+    place: dict[int, int],
+    label_of: dict[int, int],
+    known: set[int],
+    seen: set[int],
+    schema: KeypointSchema | None,
+) -> tuple[int, _Row] | None:
+    """(index of its image, the row), or None for a class that is not wanted."""
+    annotation_id, image_id, category_id = int(entry["id"]), int(entry["image_id"]), int(entry["category_id"])
+    if annotation_id in seen:
+        raise ValueError("the id stands twice: make annotation ids unique")
+    seen.add(annotation_id)
+    if image_id not in listed:
+        raise ValueError(f"image_id {image_id} is not among 'images': remove it or add the image")
+    if category_id not in known:
+        raise ValueError(f"category_id {category_id} is not among 'categories': remove it or add the category")
+    if category_id not in label_of:
+        return None
+    size = listed[image_id][1]
+    segmentation = entry.get("segmentation") or None
+    bounds, pixels = (None, 0.0) if segmentation is None else _check_segmentation(segmentation, size)
+    if entry.get("bbox"):
+        bbox = _check_bbox(entry["bbox"], size)
+    elif bounds is not None:
+        bbox = (bounds[0], bounds[1], bounds[2] - bounds[0], bounds[3] - bounds[1])
+    else:
+        raise ValueError("has neither a 'bbox' nor a 'segmentation'")
+    area = float(entry["area"]) if entry.get("area") is not None else (pixels or bbox[2] * bbox[3])
+    if not np.isfinite(area) or area < 0:
+        raise ValueError(f"area is {area}, expected a number of px² that is not negative")
+    return place[image_id], _Row(
+        id=annotation_id,
+        bbox=bbox,
+        label=label_of[category_id],
+        area=area,
+        is_crowd=bool(entry.get("iscrowd", 0)),
+        keypoints=_read_keypoints(entry.get("keypoints"), schema),
+        segment=b"" if segmentation is None else json.dumps(segmentation, separators=(",", ":")).encode(),
+    )
+
+
+def _check_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[tuple[float, float, float, float], float]:
+    """Bounds and area of a segmentation whose mask has at least one pixel or vertex inside the image."""
+    if isinstance(segmentation, dict):
+        runs = rle.runs_from_coco(segmentation, size)
+        x0, y0, x1, y1 = rle.window_of_runs(runs, size)
+        if x1 == 0:
+            raise ValueError("the mask is empty: remove the annotation")
+        return (x0, y0, x1, y1), float((runs[1] - runs[0]).sum())
+    if not isinstance(segmentation, list) or not all(isinstance(part, list) for part in segmentation):
+        raise ValueError("segmentation is neither a list of polygons nor an RLE")
+    vertices = np.concatenate([rle.check_polygon(part) for part in segmentation])
+    (left, top), (right, bottom) = vertices.min(axis=0), vertices.max(axis=0)
+    height, width = size
+    if right <= 0 or bottom <= 0 or left >= width or top >= height:
+        raise ValueError(f"the polygon lies outside the image of {height} x {width} px: remove it or correct the image size")
+    if max(-left, -top, right - width, bottom - height) > max(size):
+        raise ValueError(f"the polygon reaches to ({right:g}, {bottom:g}), far outside the image of {height} x {width} px")
+    return (max(float(left), 0.0), max(float(top), 0.0), min(float(right), width), min(float(bottom), height)), 0.0
+
+
+def _check_bbox(bbox: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """x, y, width, height of a box with some part inside the image."""
+    values = [float(v) for v in bbox]
+    if len(values) != 4 or not np.isfinite(values).all():
+        raise ValueError(f"bbox is {bbox}, expected four finite numbers x, y, width, height")
+    x, y, width, height = values
+    if width <= 0 or height <= 0 or x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
+        raise ValueError(f"bbox {bbox} (x, y, width, height) is empty or outside the image of {size[0]} x {size[1]} px: remove it")
+    return x, y, width, height
+
+
+def _to_xyxy(bboxes: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """float32 corners, cut to the image."""
+    corners = np.concatenate([bboxes[:, :2], bboxes[:, :2] + bboxes[:, 2:]], axis=1)
+    return np.clip(corners, 0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
+
+
+def _keypoint_schema(entries: list[Any]) -> KeypointSchema | None:
+    """The schema of the first category that has keypoints; COCO's skeletons count from 1."""
+    for entry in entries:
+        if entry.get("keypoints"):
+            skeleton = [(int(a) - 1, int(b) - 1) for a, b in entry.get("skeleton") or []]
+            return KeypointSchema.from_names([str(name) for name in entry["keypoints"]], skeleton)
+    return None
+
+
+def _read_keypoints(flat: Any, schema: KeypointSchema | None) -> npt.NDArray[np.float32]:
+    """(J, 3), pixel corners: COCO's pixel indices plus a half."""
+    if schema is None:
+        return np.zeros((0, 3), dtype=np.float32)
+    if not flat:
+        return np.zeros((len(schema.names), 3), dtype=np.float32)
+    points = np.asarray(flat, dtype=np.float32)
+    if points.size != 3 * len(schema.names) or not np.isfinite(points).all():
+        raise ValueError(f"got {points.size} keypoint numbers, expected {3 * len(schema.names)} finite ones (x, y, v for each)")
+    points = points.reshape(-1, 3)
+    points[points[:, 2] > 0, :2] += 0.5
+    return points
+
+
+def _pack(rows: list[_Row], counts: npt.NDArray[np.int64], schema: KeypointSchema | None) -> _Columns:
+    joints = len(schema.names) if schema else 0
+    return _Columns(
+        image_starts=np.cumsum([0, *counts]),
+        ids=np.array([row.id for row in rows], dtype=np.int64),
+        bboxes=np.array([row.bbox for row in rows], dtype=np.float64).reshape(-1, 4),
+        labels=np.array([row.label for row in rows], dtype=np.int32),
+        areas=np.array([row.area for row in rows], dtype=np.float64),
+        is_crowd=np.array([row.is_crowd for row in rows], dtype=bool),
+        keypoints=np.array([row.keypoints for row in rows], dtype=np.float32).reshape(len(rows), joints, 3),
+        segments=np.frombuffer(b"".join(row.segment for row in rows), dtype=np.uint8),
+        segment_starts=np.cumsum([0] + [len(row.segment) for row in rows]),
+    )
+
+
+def _problem_message(path: Path, problems: Sequence[str]) -> str:
+    shown = "\n  ".join(problems[:MAX_PROBLEMS_SHOWN])
+    more = f"\n  and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
+    return f"{path}: {len(problems)} bad entries; correct them, or leave them out with --skip-invalid:\n  {shown}{more}"
+
+
+def _size_message(image: Path, annotations: Path, got: tuple[int, int], stated: tuple[int, int]) -> str:
+    turned = images.read_size(image)[1] == stated
+    remedy = (
+        "the annotations were made on the stored pixels: remove the EXIF orientation tag from the image"
+        if turned
+        else "use the image that was annotated, or correct the size in the annotation file"
+    )
+    return f"{image}: the upright image is {got[0]} x {got[1]} (height x width) but {annotations} says {stated[0]} x {stated[1]}: {remedy}"
+
+
+# Writing
+
+
+def to_coco_results(instances: Instances, image_id: int, categories: Categories) -> list[dict[str, Any]]:
+    """Detections of one image as entries of a COCO results file, with original category ids.
+
+    Args:
+        instances: detections, original frame.
+        image_id: the image's id in the annotation file.
+        categories: index → original id.
+    """
+    boxes = instances.boxes.cpu().tolist()
+    labels = instances.labels.tolist()
+    scores = [1.0] * len(instances) if instances.scores is None else instances.scores.cpu().tolist()
+    rles = [None] * len(instances) if instances.masks is None else instances.masks.to_rles()
+    results = []
+    for (x1, y1, x2, y2), label, score, mask in zip(boxes, labels, scores, rles, strict=True):
+        entry: dict[str, Any] = {
+            "image_id": image_id,
+            "category_id": categories.ids[label],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+        if mask is not None:
+            entry["segmentation"] = mask
+        results.append(entry)
+    return results
+
+
+def check_results(path: Path, data: Any, dataset: CocoDataset) -> list[dict[str, Any]]:
+    """Entries of somebody's COCO results file, checked against the data set they shall be scored on.
+
+    Raises:
+        ValueError: naming the file, the entry and what is wrong.
+    """
+    if isinstance(data, dict) and isinstance(data.get("annotations"), list):
+        data = data["annotations"]
+    if not isinstance(data, list):
+        raise ValueError(f"{path}: expected a list of COCO results, or a dict with 'annotations'")
+    sizes = {int(image_id): dataset.image_size(i) for i, image_id in enumerate(dataset.image_ids)}
+    problems: list[str] = []
+    for number, entry in enumerate(data):
+        try:
+            _check_result(entry, sizes, set(dataset.categories.ids))
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            problems.append(f"entry {number}: {f'the key {error} is missing' if isinstance(error, KeyError) else error}")
+    if problems:
+        shown = "\n  ".join(problems[:MAX_PROBLEMS_SHOWN])
+        raise ValueError(f"{path}: {len(problems)} of {len(data)} results cannot be scored on {dataset.path}:\n  {shown}")
+    return list(data)
+
+
+def _check_result(entry: dict[str, Any], sizes: dict[int, tuple[int, int]], category_ids: Iterable[int]) -> None:
+    if entry["image_id"] not in sizes:
+        raise ValueError(f"image_id {entry['image_id']} is not in the data set")
+    if entry["category_id"] not in category_ids:
+        raise ValueError(f"category_id {entry['category_id']} is not in the data set")
+    if not np.isfinite(float(entry["score"])):
+        raise ValueError(f"score is {entry['score']}")
+    if "segmentation" in entry:
+        segmentation, size = entry["segmentation"], sizes[entry["image_id"]]
+        if isinstance(segmentation, dict):
+            rle.runs_from_coco(segmentation, size)
+        else:
+            for part in segmentation:
+                rle.check_polygon(part)
+    elif "bbox" not in entry:
+        raise ValueError("has neither 'bbox' nor 'segmentation'")
+    if "bbox" in entry and (len(entry["bbox"]) != 4 or not np.isfinite([float(v) for v in entry["bbox"]]).all()):
+        raise ValueError(f"bbox is {entry['bbox']}, expected four finite numbers")

@@ -1,0 +1,114 @@
+"""Reading images: whatever people keep them in, as upright RGB uint8 (H, W, 3)."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from maskwright.structures import Intensity
+
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "MPO")
+"""What Pillow may try; its other decoders are never reached by a file somebody sent."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".mpo")
+
+MAX_PIXELS = 150_000_000
+"""Larger images are refused before they are decoded: 150 megapixels are 450 MB as RGB."""
+
+_DEEP_MODES = {"I;16": 65535.0, "I;16L": 65535.0, "I;16B": 65535.0, "I;16N": 65535.0, "F": 1.0}
+_EXIF_ORIENTATION = 0x0112
+
+
+def read_image(source: Path | str | Image.Image, intensity: Intensity | None = None) -> npt.NDArray[np.uint8]:
+    """Read one image, upright as its EXIF tag says, first frame of several, alpha dropped.
+
+    Args:
+        source: a file, or an image Pillow already holds.
+        intensity: what to do with 16-bit and float images; by default the full range of the type.
+
+    Returns:
+        RGB (H, W, 3).
+
+    Raises:
+        ValueError: no such file, not an image, damaged, of a format outside `FORMATS` or over `MAX_PIXELS`.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(ImageOps.exif_transpose(source), intensity or Intensity(), "the image")
+    path = Path(source)
+    with _open(path) as image:
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise ValueError(f"{path}: the image is damaged or cut off ({error}): copy or download it again") from None
+    return _to_rgb(upright, intensity or Intensity(), str(path))
+
+
+def read_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) upright and as stored, from the header alone."""
+    with _open(path) as image:
+        stored = (image.height, image.width)
+        turned = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+    return (stored[1], stored[0]) if turned else stored, stored
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files in a folder and its sub-folders, sorted."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such image")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected an image")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty: copy or download it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            image = Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not an image of a known format ({', '.join(FORMATS)}): convert it, or download it again") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path}: larger than {MAX_PIXELS / 1e6:.0f} megapixels: cut it into tiles") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: the image is damaged ({error}): copy or download it again") from None
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise ValueError(
+            f"{path}: {image.width} x {image.height} px are more than {MAX_PIXELS / 1e6:.0f} megapixels: cut it into tiles"
+        )
+    return image
+
+
+def _to_rgb(image: Image.Image, intensity: Intensity, name: str) -> npt.NDArray[np.uint8]:
+    if image.mode in _DEEP_MODES or image.mode == "I":
+        return np.repeat(_to_8_bit(np.asarray(image), image.mode, intensity, name)[:, :, None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def _to_8_bit(values: npt.NDArray[np.generic], mode: str, intensity: Intensity, name: str) -> npt.NDArray[np.uint8]:
+    pixels = values.astype(np.float64)
+    if not np.isfinite(pixels).all():
+        raise ValueError(f"{name}: the image holds values that are not finite: replace them")
+    if intensity.policy == "window":
+        low, high = float(intensity.low or 0), float(intensity.high or 0)
+    elif intensity.policy == "percentile":
+        low, high = (float(v) for v in np.percentile(pixels, [intensity.low or 0, intensity.high or 100]))
+    elif mode == "I":
+        raise ValueError(
+            f"{name}: 32-bit integer pixels have no usual full range: set input.intensity to a window or percentiles"
+        )
+    else:
+        low, high = 0.0, _DEEP_MODES[mode]
+        if pixels.min(initial=0) < low or pixels.max(initial=0) > high:
+            raise ValueError(
+                f"{name}: pixels range from {pixels.min():g} to {pixels.max():g}, expected 0 to {high:g}: "
+                "set input.intensity to a window or percentiles"
+            )
+    return np.rint((np.clip(pixels, low, high) - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)

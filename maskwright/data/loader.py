@@ -1,0 +1,138 @@
+"""Batches: prepared samples, padded together, in an order that depends on the seed and the epoch alone."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from maskwright.data.coco import CocoDataset, Sample
+from maskwright.data.transforms import Transform, drop_unseen
+from maskwright.structures import ImageBatch, InputSpec, Instances
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a loader yields: the images, their objects in the input frame, ids and file names."""
+
+    images: ImageBatch
+    targets: list[Instances]
+    ids: list[int]
+    names: list[str]
+
+
+def key_of(seed: int, epoch: int, image_id: int) -> int:
+    """A number for every random draw made for an image in an epoch, the same in every process."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{image_id}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "little")
+
+
+def prepare(sample: Sample, spec: InputSpec) -> tuple[torch.Tensor, Instances]:
+    """Pixels (3, h, w) and instances of a sample in the input frame."""
+    pixels = spec.to_pixels(sample.image, sample.input_size)
+    return pixels, drop_unseen(sample.instances.resize((pixels.shape[1], pixels.shape[2])))
+
+
+class TrainingImages(Dataset[tuple[Sample, torch.Tensor, Instances, int]]):
+    """Augmented samples of a data set, addressed by (epoch, index)."""
+
+    def __init__(self, dataset: CocoDataset, *, spec: InputSpec, transform: Transform, seed: int) -> None:
+        self.dataset = dataset
+        self.spec = spec
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, address: tuple[int, int]) -> tuple[Sample, torch.Tensor, Instances, int]:  # type: ignore[override]
+        epoch, index = address
+        sample = self.dataset.read(index, self.spec.intensity)
+        key = key_of(self.seed, epoch, sample.id)
+        sample = self.transform(sample, torch.Generator().manual_seed(key))
+        pixels, instances = prepare(sample, self.spec)
+        return sample, pixels, instances, key
+
+    def collate(self, rows: Sequence[tuple[Sample, torch.Tensor, Instances, int]]) -> Batch:
+        """Pad the rows of a batch."""
+        images = ImageBatch.collate(
+            [pixels for _, pixels, _, _ in rows],
+            original_sizes=[sample.instances.image_size for sample, _, _, _ in rows],
+            size_divisor=self.spec.size_divisor,
+            keys=[key for _, _, _, key in rows],
+        )
+        samples = [sample for sample, _, _, _ in rows]
+        return Batch(images, [instances for _, _, instances, _ in rows], [s.id for s in samples], [s.name for s in samples])
+
+
+def epoch_batches(dataset: CocoDataset, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Indices of the batches of an epoch: shuffled, landscape with landscape and portrait with portrait.
+
+    Every image comes exactly once; the last, incomplete batches of both kinds are joined.
+    """
+    generator = torch.Generator().manual_seed(key_of(seed, epoch, -1))
+    waiting: dict[bool, list[int]] = {True: [], False: []}
+    batches: list[list[int]] = []
+    for index in torch.randperm(len(dataset), generator=generator).tolist():
+        height, width = dataset.image_size(index)
+        group = waiting[width > height]
+        group.append(index)
+        if len(group) == batch_size:
+            batches.append(group.copy())
+            group.clear()
+    rest = waiting[True] + waiting[False]
+    batches += [rest[i : i + batch_size] for i in range(0, len(rest), batch_size)]
+    order = torch.randperm(len(batches), generator=generator).tolist()
+    return [batches[i] for i in order]
+
+
+class _Addresses(BatchSampler):
+    """Batches of (epoch, index) from a given epoch and batch on, without end."""
+
+    def __init__(self, dataset: CocoDataset, *, batch_size: int, seed: int, start: int) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
+        per_epoch = batches_per_epoch(self.dataset, self.batch_size)
+        epoch, skip = divmod(self.start, per_epoch)
+        while True:
+            for indices in epoch_batches(self.dataset, batch_size=self.batch_size, seed=self.seed, epoch=epoch)[skip:]:
+                yield [(epoch, index) for index in indices]
+            epoch, skip = epoch + 1, 0
+
+
+def batches_per_epoch(dataset: CocoDataset, batch_size: int) -> int:
+    """Batches it takes to see every image once."""
+    return len(epoch_batches(dataset, batch_size=batch_size, seed=0, epoch=0))
+
+
+def training_batches(images: TrainingImages, *, batch_size: int, workers: int, start: int = 0) -> Iterator[Batch]:
+    """Batches without end, beginning with the `start`-th of the run."""
+    if len(images) == 0:
+        raise ValueError(f"{images.dataset.path}: there are no images to train on")
+    loader = DataLoader(
+        images,
+        batch_sampler=_Addresses(images.dataset, batch_size=batch_size, seed=images.seed, start=start),
+        num_workers=workers,
+        collate_fn=images.collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def evaluation_batches(dataset: CocoDataset, *, spec: InputSpec, batch_size: int, seed: int = 0) -> Iterator[Batch]:
+    """Every image once, in order, as it is; images of the same input size share a batch."""
+    still = TrainingImages(dataset, spec=spec, transform=lambda sample, _: sample, seed=seed)
+    group: list[int] = []
+    for index in range(len(dataset)):
+        size = spec.resize.size(dataset.image_size(index))
+        if group and (len(group) == batch_size or size != spec.resize.size(dataset.image_size(group[0]))):
+            yield still.collate([still[0, i] for i in group])
+            group = []
+        group.append(index)
+    if group:
+        yield still.collate([still[0, i] for i in group])

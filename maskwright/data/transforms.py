@@ -1,0 +1,138 @@
+"""Augmentation: image and instances move together.
+
+Every transform takes a `Sample` in the original frame and a random generator, and returns a `Sample`. None of them resizes
+pixels: a scale is a window of the image and the size it shall have in the input frame, and `InputSpec` does the resizing,
+once. Colors are left to torchvision.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torchvision.transforms import v2
+
+from maskwright.data.coco import Sample
+from maskwright.structures import Instances, KeypointSchema, ResizeRule
+from maskwright.structures.rle import Window
+
+
+class Transform(Protocol):
+    """One step of an augmentation."""
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """The changed sample; the same generator state gives the same change."""
+
+
+def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror left-right, or top-bottom, with probability `p`."""
+
+    p: float = 0.5
+    horizontal: bool = True
+    schema: KeypointSchema | None = None
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        if _uniform(generator, 0, 1) >= self.p:
+            return sample
+        instances = sample.instances.flip(horizontal=self.horizontal, schema=self.schema)
+        return replace(sample, image=sample.image.flip(1 if self.horizontal else 0), instances=instances)
+
+
+@dataclass(frozen=True)
+class ShortSide:
+    """Draw the short side in the input frame from a list (Mask R-CNN, app. B: scale augmentation)."""
+
+    choices: Sequence[int]
+    long_px: int
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        short = self.choices[int(torch.randint(len(self.choices), (), generator=generator))]
+        return replace(sample, input_size=ResizeRule(short, self.long_px).size(sample.instances.image_size))
+
+
+@dataclass(frozen=True)
+class ScaleJitterCrop:
+    """Scale at random around the input's own scale, then cut a window of at most `crop_px` (large-scale jitter).
+
+    Args:
+        rule: the resize rule of the system's input, scale 1 of the jitter.
+        crop_px: side of the window in the input frame; smaller images are taken whole.
+        low, high: factors the scale is drawn between, evenly on a logarithmic axis.
+    """
+
+    rule: ResizeRule
+    crop_px: int
+    low: float
+    high: float
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        height, width = sample.instances.image_size
+        scale = self.rule.scale((height, width)) * math.exp(_uniform(generator, math.log(self.low), math.log(self.high)))
+        side = max(1, round(self.crop_px / scale))
+        h, w = min(side, height), min(side, width)
+        top = int(torch.randint(height - h + 1, (), generator=generator))
+        left = int(torch.randint(width - w + 1, (), generator=generator))
+        cut = crop(sample, (left, top, left + w, top + h))
+        input_size = (min(max(1, round(h * scale)), self.crop_px), min(max(1, round(w * scale)), self.crop_px))
+        return replace(cut, input_size=input_size)
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """Mirror at the diagonal with probability `p`; with both flips this gives all quarter turns, for images without an up."""
+
+    p: float = 0.5
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        if _uniform(generator, 0, 1) >= self.p:
+            return sample
+        size = None if sample.input_size is None else (sample.input_size[1], sample.input_size[0])
+        return replace(sample, image=sample.image.transpose(0, 1), instances=sample.instances.transpose(), input_size=size)
+
+
+class ColorJitter:
+    """Brightness, contrast, saturation and hue by torchvision, all of them or none, with probability `p`."""
+
+    def __init__(self, *, brightness: float, contrast: float, saturation: float, hue: float, p: float = 0.8) -> None:
+        self.p = p
+        self._jitter = v2.ColorJitter(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        if _uniform(generator, 0, 1) >= self.p:
+            return sample
+        seed = int(torch.randint(2**31, (), generator=generator))
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(seed)
+            image = self._jitter(sample.image.permute(2, 0, 1)).permute(1, 2, 0)
+        return replace(sample, image=image)
+
+
+@dataclass(frozen=True)
+class Compose:
+    """One transform after the other."""
+
+    steps: Sequence[Transform]
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        for step in self.steps:
+            sample = step(sample, generator)
+        return sample
+
+
+def crop(sample: Sample, window: Window) -> Sample:
+    """Cut image and instances to x0, y0, x1, y1."""
+    x0, y0, x1, y1 = window
+    return replace(sample, image=sample.image[y0:y1, x0:x1], instances=sample.instances.crop(window))
+
+
+def drop_unseen(instances: Instances) -> Instances:
+    """Without objects that have no pixel left in the input frame."""
+    if instances.masks is None:
+        return instances
+    return instances[instances.masks.areas() > 0]

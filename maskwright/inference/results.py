@@ -1,0 +1,127 @@
+"""What a model found in an image, and the forms people take it away in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+from maskwright.data.coco import Categories, to_coco_results
+from maskwright.data.images import read_image
+from maskwright.evaluation.drawing import draw_instances
+from maskwright.structures import Instances, Intensity, Masks
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Objects of one image, best score first.
+
+    Args:
+        instances: boxes, labels, scores and masks, original frame.
+        categories: class names and original ids.
+        source: the file, or the pixels, the objects were found in.
+        intensity: how the file was read, where it has more than 8 bits.
+    """
+
+    instances: Instances
+    categories: Categories
+    source: str | Path | npt.NDArray[np.uint8]
+    intensity: Intensity = Intensity()
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    @property
+    def boxes(self) -> Tensor:
+        """xyxy px, float32 (N, 4)."""
+        return self.instances.boxes
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices, int64 (N,)."""
+        return self.instances.labels
+
+    @property
+    def scores(self) -> Tensor:
+        """In [0, 1], float32 (N,)."""
+        assert self.instances.scores is not None
+        return self.instances.scores
+
+    @property
+    def masks(self) -> Masks | None:
+        """Masks at the resolution of the image; None from a system that finds boxes."""
+        return self.instances.masks
+
+    @property
+    def names(self) -> list[str]:
+        """Class name of each object."""
+        return [self.categories.names[label] for label in self.labels.tolist()]
+
+    @property
+    def category_ids(self) -> list[int]:
+        """Original class id of each object."""
+        return [self.categories.ids[label] for label in self.labels.tolist()]
+
+    @property
+    def name(self) -> str:
+        """The file, or "image" for pixels without one."""
+        return str(self.source) if isinstance(self.source, (str, Path)) else "image"
+
+    def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
+        """Entries of a COCO results file: bbox, score, compressed RLE and original category ids."""
+        return to_coco_results(self.instances, image_id, self.categories)
+
+    def to_geojson(self) -> dict[str, Any]:
+        """A FeatureCollection in pixel coordinates (x right, y down), exact outlines with holes; QuPath opens it."""
+        features = []
+        outlines = self._outlines()
+        for name, score, parts in zip(self.names, self.scores.tolist(), outlines, strict=True):
+            rings = [[_closed(ring) for ring in part] for part in parts]
+            single = len(rings) == 1
+            features.append(
+                {
+                    "type": "Feature",
+                    "geometry": {
+                        "type": "Polygon" if single else "MultiPolygon",
+                        "coordinates": rings[0] if single else rings,
+                    },
+                    "properties": {"objectType": "annotation", "classification": {"name": name}, "score": round(score, 6)},
+                }
+            )
+        return {"type": "FeatureCollection", "features": features}
+
+    def plot(self) -> Image.Image:
+        """The image with its objects drawn on it."""
+        pixels = read_image(self.source, self.intensity) if isinstance(self.source, (str, Path)) else self.source
+        return draw_instances(pixels, self.instances, self.categories.names)
+
+    def _outlines(self) -> Sequence[Sequence[Sequence[npt.NDArray[np.float64]]]]:
+        """Per object its parts, each an outer ring and its holes; boxes where there are no masks."""
+        if self.masks is not None:
+            return self.masks.to_polygons()
+        corners = [np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]]) for x1, y1, x2, y2 in self.boxes.tolist()]
+        return [[[ring]] for ring in corners]
+
+
+def to_coco_file(results: Sequence[Result], file_names: Sequence[str]) -> dict[str, Any]:
+    """Results of several images as one COCO data set with scores: any COCO tool opens it, and it can be scored."""
+    images, annotations = [], []
+    for image_id, (result, file_name) in enumerate(zip(results, file_names, strict=True), start=1):
+        height, width = result.instances.image_size
+        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        areas = result.masks.areas().tolist() if result.masks is not None else None
+        for i, entry in enumerate(result.to_coco(image_id)):
+            area = areas[i] if areas is not None else entry["bbox"][2] * entry["bbox"][3]
+            annotations.append({"id": len(annotations) + 1, **entry, "area": area, "iscrowd": 0})
+    categories = results[0].categories if results else Categories((), ())
+    listed = [{"id": i, "name": n} for i, n in zip(categories.ids, categories.names, strict=True)]
+    return {"images": images, "annotations": annotations, "categories": listed}
+
+
+def _closed(ring: npt.NDArray[np.float64]) -> list[list[float]]:
+    points: list[list[float]] = ring.tolist()
+    return [*points, points[0]]

@@ -1,0 +1,81 @@
+"""Who learns what: matching candidates to ground truth, and sampling them.
+
+Legend: N candidates (anchors or proposals) · G ground-truth objects of one image.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maskwright.structures import Instances
+from maskwright.structures import boxes as box_functions
+
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """For each candidate POSITIVE, NEGATIVE or IGNORED, and the object it overlaps most: int8 and int64, (N,)."""
+
+    kind: Tensor
+    target_index: Tensor
+
+
+@dataclass(frozen=True)
+class IouMatcher:
+    """Match candidates by their highest IoU with an object (Faster R-CNN, sec. 3.1.2).
+
+    Args:
+        positive: IoU from which a candidate is positive.
+        negative: IoU below which it is negative; between the two it is ignored.
+        rescue: whether an object also gets the candidates that overlap it most, however little, as long as they do: an
+            object that touches no candidate gets none.
+        crowd_coverage: share of a candidate inside a crowd region from which it is no longer negative.
+    """
+
+    positive: float
+    negative: float
+    rescue: bool
+    crowd_coverage: float = 0.5
+
+    def __call__(self, candidates: Tensor, targets: Instances) -> Assignment:
+        """Assign candidates, xyxy px (N, 4), to targets of the same frame; crowd rows are never matched."""
+        objects = torch.nonzero(~targets.crowd)[:, 0]
+        kind = torch.zeros(len(candidates), dtype=torch.int8, device=candidates.device)
+        index = torch.zeros(len(candidates), dtype=torch.int64, device=candidates.device)
+        if len(objects):
+            iou = box_functions.iou(candidates, targets.boxes[objects])  # (N, G)
+            best, row = iou.max(dim=1)
+            index = objects[row]
+            kind[best >= self.negative] = IGNORED
+            kind[best >= self.positive] = POSITIVE
+            if self.rescue:
+                top = iou.amax(dim=0)
+                kind[((iou == top) & (top > 0)).any(dim=1)] = POSITIVE
+        crowds = targets.boxes[targets.crowd]
+        if len(crowds):
+            inside = box_functions.coverage(candidates, crowds).amax(dim=1) >= self.crowd_coverage
+            kind[inside & (kind == NEGATIVE)] = IGNORED
+        return Assignment(kind, index)
+
+
+@dataclass(frozen=True)
+class BalancedSampler:
+    """Draw up to `count` candidates, at most `positive_fraction` of them positive, the rest negative, without replacement."""
+
+    count: int
+    positive_fraction: float
+
+    def __call__(self, kind: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Indices of the positives and of the negatives drawn, int64."""
+        positives = torch.nonzero(kind == POSITIVE)[:, 0]
+        negatives = torch.nonzero(kind == NEGATIVE)[:, 0]
+        num_positives = min(len(positives), int(self.count * self.positive_fraction))
+        num_negatives = min(len(negatives), self.count - num_positives)
+        return _draw(positives, num_positives, generator), _draw(negatives, num_negatives, generator)
+
+
+def _draw(indices: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of the indices; drawn on the CPU, so that every device draws the same."""
+    return indices[torch.randperm(len(indices), generator=generator)[:count].to(indices.device)]

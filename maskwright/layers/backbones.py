@@ -1,0 +1,37 @@
+"""Backbones: timm networks that declare their strides and channels, cut to what a system uses.
+
+They answer {stride: (B, C, H / stride, W / stride)}.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import timm
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from maskwright.layers.norms import GroupNorm
+
+
+class Backbone(nn.Module):
+    """A timm network as a feature extractor.
+
+    Args:
+        name: timm's name of the network, for example "resnet50".
+        strides: the feature maps wanted, input px per cell.
+        norm: "frozen" batch norm, whose statistics must come with pretrained weights, or "group", which trains from scratch.
+    """
+
+    def __init__(self, name: str, *, strides: Sequence[int], norm: Literal["frozen", "group"]) -> None:
+        super().__init__()
+        options = {"norm_layer": GroupNorm} if norm == "group" else {}
+        levels = {2: 0, 4: 1, 8: 2, 16: 3, 32: 4}  # timm numbers the maps of its residual networks by stride
+        network = timm.create_model(name, features_only=True, out_indices=tuple(levels[s] for s in strides), **options)
+        self.name = name
+        self.strides = tuple(strides)
+        self.channels = dict(zip(network.feature_info.reduction(), network.feature_info.channels(), strict=True))
+        self.network = freeze_batch_norm_2d(network) if norm == "frozen" else network
+
+    def forward(self, pixels: Tensor) -> dict[int, Tensor]:
+        """Feature maps by stride."""
+        return dict(zip(self.strides, self.network(pixels), strict=True))

@@ -1,0 +1,27 @@
+"""Normalization layers that train with any batch, or not at all."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import FrozenBatchNormAct2d
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalization, 16 channels to a group (Wu and He, Group Normalization, table 3), in the precision of its input.
+
+    Statistics are gathered in float32 inside the kernel; keeping bf16 activations as they are halves the traffic of a layer
+    that does nothing but move memory.
+    """
+
+    def __init__(self, num_channels: int, **_: object) -> None:  # timm hands its norms keyword arguments of its own
+        super().__init__(num_groups=max(1, num_channels // 16), num_channels=num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def has_frozen_norms(module: nn.Module) -> bool:
+    """Whether a network holds norms whose statistics come from pretrained weights."""
+    return any(isinstance(m, (FrozenBatchNorm2d, FrozenBatchNormAct2d)) for m in module.modules())

@@ -1,0 +1,79 @@
+"""Runs of Faster and Mask R-CNN.
+
+Paper sizes: detectron2's 1x schedule on COCO 2017 (90,000 steps of 16 images, 12 epochs), from ImageNet weights.
+
+    maskwright train mask-rcnn-r50-fpn --data coco --set backbone_weights=timm --out runs/r50
+
+Cost: about 7 h on eight V100s by detectron2's figures (0.26 s a step). Expect box AP 38.6 and mask AP 35.2 (detectron2 model
+zoo, R50-FPN 1x). Not run by us at this size.
+
+Small sizes: from scratch, for data sets of hundreds of images.
+
+    maskwright train mask-rcnn-small --data nuclei --out runs/nuclei
+
+Cost and result: see docs/results.md.
+"""
+
+from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, Recipe, ScheduleOptions, Stage
+
+_SGD_1X = Stage(
+    epochs=12,
+    batch_size=16,
+    optimizer=OptimizerOptions(
+        kind="sgd", lr=0.02, momentum=0.9, weight_decay=1e-4, bias_weight_decay=1e-4, norm_weight_decay=0.0
+    ),  # Mask R-CNN, sec. 3.1; detectron2 exempts norms
+    schedule=ScheduleOptions(kind="step", warmup_steps=1000, warmup_factor=0.001, drops=(60 / 90, 80 / 90)),
+    augment=AugmentOptions(short_sides=(640, 672, 704, 736, 768, 800)),
+    frozen=(
+        "backbone.network.conv1.",
+        "backbone.network.bn1.",
+        "backbone.network.layer1.",
+    ),  # detectron2, FREEZE_AT 2
+)
+
+
+def _paper(system: str) -> Recipe:
+    return Recipe(system=system, stages=(_SGD_1X,), ema_decay=0.0, workers=4)
+
+
+def faster_rcnn_r50_fpn() -> Recipe:
+    """Faster R-CNN, R50-FPN, 1x: expect box AP 37.9 (detectron2 model zoo)."""
+    return _paper("faster-rcnn-r50-fpn")
+
+
+def mask_rcnn_r50_fpn() -> Recipe:
+    """Mask R-CNN, R50-FPN, 1x: expect box AP 38.6, mask AP 35.2 (detectron2 model zoo)."""
+    return _paper("mask-rcnn-r50-fpn")
+
+
+def mask_rcnn_r101_fpn() -> Recipe:
+    """Mask R-CNN, R101-FPN; detectron2 trains it 3x (--epochs 37): box AP 42.9, mask AP 38.6."""
+    return _paper("mask-rcnn-r101-fpn")
+
+
+def mask_rcnn_x101_fpn() -> Recipe:
+    """Mask R-CNN, X101-32×8d-FPN; detectron2 trains it 3x (--epochs 37): box AP 44.3, mask AP 39.5."""
+    return _paper("mask-rcnn-x101-fpn")
+
+
+def _small(system: str) -> Recipe:
+    stage = Stage(
+        epochs=30,
+        batch_size=4,
+        optimizer=OptimizerOptions(
+            kind="adamw", lr=5e-4, weight_decay=0.05, bias_weight_decay=0.0, norm_weight_decay=0.0, clip_norm=5.0
+        ),
+        schedule=ScheduleOptions(kind="cosine", warmup_steps=200),
+        augment=AugmentOptions(crop_px=256, jitter=(0.5, 1.6), vertical_flip=0.0, color=0.2),
+    )
+    return Recipe(system=system, stages=(stage,), ema_decay=0.998, max_detections=(1, 10, 300))
+
+
+def faster_rcnn_small() -> Recipe:
+    """Faster R-CNN, small."""
+    return _small("faster-rcnn-small")
+
+
+def mask_rcnn_small() -> Recipe:
+    """Mask R-CNN, small."""
+    return _small("mask-rcnn-small")

@@ -1,0 +1,159 @@
+"""What a run is: typed, saved with it as recipe.yaml, changed from the command line field by field."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from maskwright.structures import Intensity
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class OptimizerOptions(_Options):
+    """SGD with momentum, or AdamW; biases and norms have weight decay of their own."""
+
+    kind: Literal["sgd", "adamw"]
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    bias_weight_decay: float = Field(ge=0)
+    norm_weight_decay: float = Field(ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="first beta of AdamW")
+    clip_norm: float | None = Field(default=None, gt=0, description="gradients are scaled down to this norm")
+
+
+class ScheduleOptions(_Options):
+    """Linear warm-up, then steps or a cosine, over the steps of a stage."""
+
+    kind: Literal["step", "cosine"]
+    warmup_steps: int = Field(ge=0)
+    warmup_factor: float = Field(default=0.001, ge=0, le=1)
+    drops: tuple[float, ...] = Field(default=(), description="shares of the stage at which the rate is divided by ten")
+
+
+class AugmentOptions(_Options):
+    """What is done to training images; None or 0 leaves a step out."""
+
+    horizontal_flip: float = Field(default=0.5, ge=0, le=1)
+    vertical_flip: float = Field(default=0.0, ge=0, le=1)
+    transpose: float = Field(default=0.0, ge=0, le=1)
+    short_sides: tuple[int, ...] = Field(default=(), description="short side drawn from these, px, input frame")
+    crop_px: int | None = Field(default=None, gt=0, description="side of a random window, px, input frame")
+    jitter: tuple[float, float] = Field(default=(1.0, 1.0), description="range of random scales, with crop_px")
+    color: float = Field(default=0.0, ge=0, le=1, description="strength of brightness, contrast and saturation changes")
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> "AugmentOptions":
+        if self.short_sides and self.crop_px is not None:
+            raise ValueError("short_sides and crop_px both choose the scale: give one of them")
+        if not 0 < self.jitter[0] <= self.jitter[1]:
+            raise ValueError(f"jitter is {self.jitter}, expected low <= high, both positive")
+        return self
+
+
+class Stage(_Options):
+    """A stretch of training with one set of trainable parts."""
+
+    epochs: float = Field(gt=0)
+    batch_size: int = Field(gt=0, description="images of a step, over all micro-batches")
+    micro_batches: int = Field(default=1, gt=0, description="parts a batch is computed in, to save memory")
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    augment: AugmentOptions = AugmentOptions()
+    frozen: tuple[str, ...] = Field(default=(), description="parts that do not learn: beginnings of parameter names")
+
+    @model_validator(mode="after")
+    def _even(self) -> "Stage":
+        if self.batch_size % self.micro_batches:
+            raise ValueError(f"a batch of {self.batch_size} cannot be computed in {self.micro_batches} equal parts")
+        return self
+
+
+class DataOptions(_Options):
+    """Where the images are."""
+
+    path: str
+    images: str | None = None
+    val_fraction: float | None = Field(default=None, gt=0, lt=1)
+    classes: tuple[str, ...] | None = None
+    invalid: Literal["stop", "skip"] = "stop"
+
+
+class Recipe(_Options):
+    """A whole run."""
+
+    system: str
+    arguments: dict[str, Any] = Field(default_factory=dict, description="for the system's builder, by name")
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    data: DataOptions | None = Field(default=None, description="filled in when the run starts")
+    backbone_weights: str | None = Field(default=None, description="a file, or 'timm' to download timm's ImageNet weights")
+    intensity: Intensity = Intensity()
+    ema_decay: float = Field(ge=0, lt=1, description="averaging of the weights; 0 switches it off")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_detections: tuple[int, ...] = Field(default=(1, 10, 100), min_length=1, description="limits of the evaluation")
+    evaluate_every: int = Field(default=1, gt=0, description="epochs")
+    checkpoint_steps: int | None = Field(default=None, gt=0, description="also save within an epoch")
+    workers: int = Field(default=1, ge=0, description="processes that read images")
+    seed: int = 0
+
+    def with_changes(self, changes: Sequence[str]) -> "Recipe":
+        """A copy with fields set from texts like "optimizer.lr=0.01"; a field of a stage is set in every stage.
+
+        Raises:
+            ValueError: no such field, with the nearest names; or a value that does not fit.
+        """
+        data = self.model_dump()
+        for change in changes:
+            path, equals, text = change.partition("=")
+            if not equals:
+                raise ValueError(f"got --set {change!r}, expected name=value, for example optimizer.lr=0.01")
+            keys = path.strip().split(".")
+            targets = data["stages"] if keys[0] in Stage.model_fields else [data]
+            for target in targets:
+                _set(target, keys, yaml.safe_load(text), path)
+        return parse_recipe(data)
+
+    def to_yaml(self) -> str:
+        """As recipe.yaml holds it."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def parse_recipe(data: Any) -> Recipe:
+    """A recipe from plain data.
+
+    Raises:
+        ValueError: a field that does not exist or does not fit, by name.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(part) for part in e['loc']) or 'recipe'}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        raise ValueError("the recipe does not fit:\n  " + "\n  ".join(lines)) from None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A saved recipe.yaml."""
+    try:
+        return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not a recipe: {error}") from None
+
+
+def _set(target: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
+    for i, key in enumerate(keys):
+        free = i > 0 and keys[0] == "arguments"
+        if not isinstance(target, dict) or (key not in target and not free):
+            known = list(target) if isinstance(target, dict) else []
+            known += list(Stage.model_fields) if i == 0 else []
+            near = difflib.get_close_matches(key, known, n=2, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'no fields below it'}"
+            raise ValueError(f"the recipe has no field {path!r}: {hint}")
+        if i < len(keys) - 1:
+            target = target[key]
+        else:
+            target[key] = value

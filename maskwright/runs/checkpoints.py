@@ -1,0 +1,208 @@
+"""Models on disk: safetensors for the numbers, JSON for everything else. Loading one never runs code from it."""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from maskwright.data.coco import Categories
+from maskwright.data.files import atomic_write, write_json
+from maskwright.structures import InputSpec
+from maskwright.systems import SYSTEMS, System, find_builder
+
+FORMAT = 1
+WEIGHTS = "weights.safetensors"
+CARD = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is needed to build the network again and to name its answers.
+
+    Args:
+        system: a name in SYSTEMS, or "package.module:builder".
+        arguments: the builder's, by name, the number of classes included.
+        categories: names and original ids of the classes.
+        input: how an image becomes pixels.
+    """
+
+    system: str
+    arguments: dict[str, Any]
+    categories: Categories
+    input: InputSpec
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], source: Path) -> "ModelCard":
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: not a model of ours, or of a later format.
+        """
+        try:
+            if data["format"] != FORMAT:
+                raise ValueError(f"{source}: format {data['format']}, expected {FORMAT}: update maskwright to open it")
+            names, ids = data["categories"]["names"], data["categories"]["ids"]
+            return cls(
+                system=data["system"],
+                arguments=dict(data["arguments"]),
+                categories=Categories(tuple(names), tuple(ids)),
+                input=InputSpec.from_dict(data["input"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{source}: not a model of maskwright ({error!r}): import other checkpoints first") from None
+
+
+def build_system(name: str, arguments: Mapping[str, Any]) -> System:
+    """A network by its builder's name and arguments, weights not yet loaded.
+
+    Raises:
+        ValueError: no such system, or an argument its builder does not have.
+    """
+    builder = find_builder(name)
+    known = inspect.signature(builder).parameters
+    unknown = [argument for argument in arguments if argument not in known]
+    if unknown:
+        raise ValueError(f"{name} has no argument {', '.join(unknown)}: there are {', '.join(known)}")
+    return builder(**arguments)
+
+
+# Writing
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata into one safetensors file, atomically."""
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    header = {key: json.dumps(value) for key, value in metadata.items()}
+    atomic_write(path, lambda temporary: save_file(plain, temporary, metadata=header))
+
+
+def save_model(folder: Path, card: ModelCard, weights: Mapping[str, Tensor]) -> None:
+    """Write a model into a folder: the weights, which carry the card, and the card once more for people to read."""
+    save_tensors(folder / WEIGHTS, weights, {"maskwright": card.to_dict()})
+    write_json(folder / CARD, card.to_dict(), indent=2)
+
+
+# Reading
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        ValueError: the file is damaged or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from None
+
+
+def find_weights(path: Path) -> Path:
+    """The weights file of a run folder (the best ones, else the last), of a model folder, or the file itself.
+
+    Raises:
+        ValueError: nothing there.
+    """
+    if path.is_file():
+        return path
+    for candidate in (path / "best" / WEIGHTS, path / "last" / WEIGHTS, path / WEIGHTS):
+        if candidate.is_file():
+            return candidate
+    what = "no weights in this folder" if path.is_dir() else "there is no such run or weights file"
+    raise ValueError(f"{path}: {what}; expected best/{WEIGHTS} or last/{WEIGHTS}")
+
+
+def open_model(path: Path, arguments: Mapping[str, Any] | None = None) -> tuple[System, ModelCard]:
+    """Build a system and load its weights from a run folder or weights file.
+
+    Args:
+        arguments: builder arguments to use instead of the saved ones, for example max_detections.
+
+    Raises:
+        ValueError: not a model of ours, weights that do not fit, or a system from outside the package.
+    """
+    file = find_weights(path)
+    tensors, metadata = read_tensors(file)
+    if "maskwright" not in metadata:
+        raise ValueError(f"{file}: not a model of maskwright: its header names no system")
+    card = ModelCard.from_dict(metadata["maskwright"], file)
+    if card.system not in SYSTEMS:
+        raise ValueError(f"{file}: made by {card.system!r}, which is not part of maskwright: a file alone never imports code")
+    card = replace(card, arguments={**card.arguments, **(arguments or {})})
+    system = build_system(card.system, card.arguments)
+    system.input = card.input
+    _load_strictly(system, tensors, file)
+    return system, card
+
+
+def _load_strictly(system: System, tensors: Mapping[str, Tensor], file: Path) -> None:
+    expected = system.state_dict()
+    wrong = [f"missing {name}" for name in expected if name not in tensors]
+    wrong += [f"unexpected {name}" for name in tensors if name not in expected]
+    wrong += [
+        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"{file}: the weights do not fit the network: {'; '.join(wrong[:5])}{more}")
+    system.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
+
+
+def initialize(system: System, categories: Categories, path: Path, say: Callable[[str], object]) -> None:
+    """Start from the weights of another model of the same network; rows of classes it knows by name come along.
+
+    Args:
+        categories: the classes of `system`.
+        path: a run folder or weights file.
+        say: hears which rows start afresh.
+
+    Raises:
+        ValueError: the weights belong to another network.
+    """
+    file = find_weights(path)
+    tensors, metadata = read_tensors(file)
+    if "maskwright" not in metadata:
+        raise ValueError(f"{file}: not a model of maskwright: its header names no system")
+    known = ModelCard.from_dict(metadata["maskwright"], file).categories
+    state = {name: tensor.clone() for name, tensor in system.state_dict().items()}
+    pairs = [(i, known.names.index(name)) for i, name in enumerate(categories.names) if name in known.names]
+    fresh = [name for name in categories.names if name not in known.names]
+    rows_per_class = system.class_rows()
+    for name, tensor in state.items():
+        source = tensors.get(name)
+        rows = rows_per_class.get(name)
+        if source is None or (rows is None and source.shape != tensor.shape) or source.shape[1:] != tensor.shape[1:]:
+            got = "missing" if source is None else tuple(source.shape)
+            raise ValueError(f"{file}: {name} is {got}, expected {tuple(tensor.shape)}: these weights belong to another network")
+        if rows is None:
+            tensor.copy_(source)
+        else:
+            _copy_class_rows(tensor, source, rows, pairs, (len(categories), len(known)))
+    system.load_state_dict(state)
+    say(f"started from {file}: {len(pairs)} of {len(categories)} classes known by name")
+    if fresh:
+        say(f"rows that start afresh: {', '.join(fresh)}")
+
+
+def _copy_class_rows(
+    target: Tensor, source: Tensor, rows: int, pairs: list[tuple[int, int]], counts: tuple[int, int]
+) -> None:
+    """Copy the rows of classes, and what follows them (the background)."""
+    for new, old in pairs:
+        target[new * rows : (new + 1) * rows] = source[old * rows : (old + 1) * rows].to(target.dtype)
+    if len(target) > counts[0] * rows:
+        target[counts[0] * rows :] = source[counts[1] * rows :].to(target.dtype)

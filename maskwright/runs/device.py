@@ -1,0 +1,49 @@
+"""Where and how precisely to compute."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Autocast settings for a device: bfloat16 convolutions and matrix products, or float32 throughout."""
+
+    device: str
+    name: Literal["float32", "bfloat16"]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context in which the network runs."""
+        enabled = self.name == "bfloat16"
+        return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def choose_device(device: str = "auto") -> str:
+    """The device asked for, or the fastest there is.
+
+    Raises:
+        ValueError: it does not exist here.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def choose_precision(precision: Literal["auto", "float32", "bfloat16"], device: str) -> Precision:
+    """bfloat16 where the device has units for it, unless told otherwise."""
+    if precision != "auto":
+        return Precision(device, precision)
+    kind = torch.device(device).type
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif kind == "cpu":
+        fast = torch.cpu._is_amx_tile_supported()
+    else:
+        fast = False
+    return Precision(device, "bfloat16" if fast else "float32")

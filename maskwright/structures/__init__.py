@@ -1,0 +1,19 @@
+"""What flows through the workbench: images, boxes, masks and keypoints of one image or one batch."""
+
+from maskwright.structures.images import ImageBatch, InputSpec, Intensity, ResizeRule
+from maskwright.structures.instances import Instances
+from maskwright.structures.keypoints import COCO_PERSON, KeypointSchema
+from maskwright.structures.mask_probs import MaskProbs
+from maskwright.structures.masks import Masks
+
+__all__ = [
+    "COCO_PERSON",
+    "ImageBatch",
+    "InputSpec",
+    "Instances",
+    "Intensity",
+    "KeypointSchema",
+    "MaskProbs",
+    "Masks",
+    "ResizeRule",
+]

@@ -1,0 +1,184 @@
+"""How an image becomes pixels a network sees, and how answers find their way back.
+
+Legend: B images · (H, W) the padded batch · (h, w) one image in the input frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskwright.structures import boxes as box_functions
+from maskwright.structures.instances import Instances
+
+
+@dataclass(frozen=True)
+class ResizeRule:
+    """Scale so that the short side is `short_px`, unless the long side would exceed `long_px`; None keeps the size.
+
+    `rounding` decides fractional sides: "half_up" is int(x + 0.5) (detectron2), "floor" is torchvision's.
+    """
+
+    short_px: int | None
+    long_px: int | None
+    rounding: Literal["half_up", "floor"] = "half_up"
+    antialias: bool = True
+
+    def scale(self, image_size: tuple[int, int]) -> float:
+        """Factor from the original to the input frame."""
+        short, long = min(image_size), max(image_size)
+        wanted = 1.0 if self.short_px is None else self.short_px / short
+        return wanted if self.long_px is None else min(wanted, self.long_px / long)
+
+    def size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in the input frame; no side vanishes."""
+        factor = self.scale(image_size)
+        offset = 0.5 if self.rounding == "half_up" else 1e-9  # 800 must not become 799 by the division's last bit
+        return max(1, int(image_size[0] * factor + offset)), max(1, int(image_size[1] * factor + offset))
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How 16-bit and float images become 8 bits; 8-bit images are left alone.
+
+    "full": the whole range of the type, 0 … 65535, and 0 … 1 for float images. "window": `low` … `high` in the file's values.
+    "percentile": the values at percentiles `low` and `high` of each image.
+    """
+
+    policy: Literal["full", "window", "percentile"] = "full"
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        given = self.low is not None and self.high is not None
+        if (self.policy != "full") != given or (given and not self.low < self.high):  # type: ignore[operator]
+            raise ValueError(
+                f"got intensity {self.policy!r} with low={self.low}, high={self.high}: "
+                "'full' takes none, 'window' and 'percentile' need low < high"
+            )
+
+    def __str__(self) -> str:
+        return self.policy if self.policy == "full" else f"{self.policy} {self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an image becomes pixels: saved with the run, applied by one function in training, evaluation and prediction.
+
+    Args:
+        resize: size in the input frame.
+        channel_order: of the pixels the network sees.
+        value_range: the value of full white: 1 or 255.
+        mean, std: per channel, in the network's order and range.
+        size_divisor: padded sides are multiples of it; padding is at the right and the bottom.
+        intensity: policy for images of more than 8 bits.
+    """
+
+    resize: ResizeRule
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    value_range: Literal[1, 255] = 1
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    size_divisor: int = 32
+    intensity: Intensity = Intensity()
+
+    def to_pixels(self, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Resize and normalize one image.
+
+        Args:
+            image: RGB uint8 (H, W, 3).
+            size: (h, w) in the input frame; by default what the resize rule says.
+
+        Returns:
+            float32 (3, h, w).
+        """
+        pixels = image.permute(2, 0, 1)[None].to(torch.float32)
+        wanted = self.resize.size((image.shape[0], image.shape[1])) if size is None else size
+        if wanted != tuple(image.shape[:2]):
+            pixels = F.interpolate(pixels, size=wanted, mode="bilinear", antialias=self.resize.antialias)
+        pixels = pixels[0] * (self.value_range / 255)
+        if self.channel_order == "bgr":
+            pixels = pixels.flip(0)
+        return (pixels - pixels.new_tensor(self.mean)[:, None, None]) / pixels.new_tensor(self.std)[:, None, None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON would hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> InputSpec:
+        """What `to_dict` gave, after a trip through JSON."""
+        return cls(
+            **{
+                **data,
+                "resize": ResizeRule(**data["resize"]),
+                "intensity": Intensity(**data["intensity"]),
+                "mean": tuple(data["mean"]),
+                "std": tuple(data["std"]),
+            }
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatch:
+    """A batch in the input frame.
+
+    Args:
+        pixels: normalized, zero padded at the right and bottom, float32 (B, 3, H, W).
+        sizes: true (height, width) of each image inside the padding, input frame.
+        original_sizes: (height, width) of each image as it is on disk, upright.
+        keys: for each image a number that decides every random draw made for it (§ randomness, training only).
+        proposals: boxes to classify, input frame, for systems that consume proposals.
+    """
+
+    pixels: Tensor
+    sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+    keys: list[int] | None = None
+    proposals: list[Instances] | None = None
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @classmethod
+    def collate(
+        cls,
+        images: Sequence[Tensor],
+        *,
+        original_sizes: Sequence[tuple[int, int]],
+        size_divisor: int,
+        keys: Sequence[int] | None = None,
+    ) -> ImageBatch:
+        """Pad normalized images (3, h, w) into one batch."""
+        sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
+        height = -(-max(h for h, _ in sizes) // size_divisor) * size_divisor
+        width = -(-max(w for _, w in sizes) // size_divisor) * size_divisor
+        pixels = images[0].new_zeros((len(images), 3, height, width))
+        for row, image, (h, w) in zip(pixels, images, sizes, strict=True):
+            row[:, :h, :w] = image
+        return cls(
+            pixels=pixels, sizes=sizes, original_sizes=list(original_sizes), keys=None if keys is None else list(keys)
+        )
+
+    def to(self, device: torch.device | str) -> ImageBatch:
+        """The same batch on another device."""
+        proposals = None if self.proposals is None else [p.to(device) for p in self.proposals]
+        return replace(self, pixels=self.pixels.to(device), proposals=proposals)
+
+    def generators(self) -> list[torch.Generator]:
+        """One random generator for each image, so that a draw does not depend on who shares the batch."""
+        if self.keys is None:
+            raise ValueError("this batch has no keys to draw random samples by: give ImageBatch(keys=...) for training")
+        return [torch.Generator().manual_seed(key) for key in self.keys]
+
+    def to_original_frame(self, detections: Sequence[Instances]) -> list[Instances]:
+        """Boxes of each image from the input frame to the original one, cut to the image; masks are pasted after this."""
+        return [
+            replace(d, image_size=original, boxes=box_functions.clip(box_functions.scale(d.boxes, from_size=size, to_size=original), original))
+            for d, size, original in zip(detections, self.sizes, self.original_sizes, strict=True)
+        ]

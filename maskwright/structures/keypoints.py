@@ -1,0 +1,85 @@
+"""Keypoints: (N, J, 3) float32 rows of x, y (px, pixel corners) and v: 0 not labelled, 1 labelled but hidden, 2 visible."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KeypointSchema:
+    """What the J keypoints of a class are.
+
+    Args:
+        names: one name for each keypoint.
+        flip_pairs: indices that trade places when the image is mirrored left-right.
+        sigmas: spread of annotators for each keypoint relative to the object's scale (COCO's OKS constants); J of them, or none.
+        skeleton: index pairs to draw lines between.
+    """
+
+    names: tuple[str, ...]
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    sigmas: tuple[float, ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()
+    _order: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.sigmas and len(self.sigmas) != len(self.names):
+            raise ValueError(f"got {len(self.sigmas)} sigmas for {len(self.names)} keypoints: give one for each, or none")
+        order = list(range(len(self.names)))
+        for a, b in self.flip_pairs:
+            order[a], order[b] = b, a
+        object.__setattr__(self, "_order", tuple(order))
+
+    @classmethod
+    def from_names(cls, names: list[str], skeleton: list[tuple[int, int]]) -> "KeypointSchema":
+        """A schema whose flip pairs are the names that differ in left and right; COCO's sigmas where the names are COCO's."""
+        if tuple(names) == COCO_PERSON.names:
+            return COCO_PERSON
+        place = {name: i for i, name in enumerate(names)}
+        pairs = [(i, place[other]) for name, i in place.items() if (other := name.replace("left", "right")) != name and other in place]
+        return cls(names=tuple(names), flip_pairs=tuple(pairs), skeleton=tuple(skeleton))
+
+    @property
+    def flip_order(self) -> tuple[int, ...]:
+        """For each keypoint, which one stands in its place in the mirrored image."""
+        return self._order
+
+
+COCO_PERSON: KeypointSchema = KeypointSchema(
+    names=(
+        "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+        "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+        "right_ankle",
+    ),
+    flip_pairs=((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)),
+    sigmas=(
+        0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089,
+    ),  # COCO keypoint evaluation
+    skeleton=(
+        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10), (1, 2),
+        (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+    ),
+)  # fmt: skip
+
+
+def scale(keypoints: Tensor, *, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
+    """Keypoints (N, J, 3) of an image of `from_size` after it is resized to `to_size`."""
+    factors = keypoints.new_tensor([to_size[1] / from_size[1], to_size[0] / from_size[0], 1.0])
+    return keypoints * factors
+
+
+def flip_horizontal(keypoints: Tensor, image_size: tuple[int, int], schema: KeypointSchema) -> Tensor:
+    """Keypoints (N, J, 3) of the image mirrored left-right; left and right trade places, unlabelled points stay zero."""
+    flipped = keypoints[:, list(schema.flip_order)].clone()
+    flipped[..., 0] = image_size[1] - flipped[..., 0]
+    return torch.where(flipped[..., 2:] > 0, flipped, torch.zeros_like(flipped))
+
+
+def crop(keypoints: Tensor, window: tuple[int, int, int, int]) -> Tensor:
+    """Keypoints (N, J, 3) of the image cut to x0, y0, x1, y1; a point that falls outside becomes unlabelled."""
+    x0, y0, x1, y1 = window
+    moved = keypoints - keypoints.new_tensor([x0, y0, 0])
+    x, y, v = moved.unbind(-1)
+    inside = (v > 0) & (x >= 0) & (y >= 0) & (x <= x1 - x0) & (y <= y1 - y0)
+    return torch.where(inside[..., None], moved, torch.zeros_like(moved))

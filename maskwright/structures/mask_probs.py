@@ -1,0 +1,136 @@
+"""What a mask head answers: probabilities on a grid laid over a window, before they become masks.
+
+Mask R-CNN, DeepMask, MNC and EmbedMask all end here: `paste` draws N grids into one image without an (N, H, W) tensor.
+
+Legend: N objects · M side of a grid · (H, W) the image's size · (h, w) the pixels of one window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from maskwright.structures.masks import Masks
+from maskwright.structures.rle import Bitmap, Window
+
+Grid = npt.NDArray[np.float32]
+Corners = npt.NDArray[np.float64]
+
+_CHUNK_PX = 4 * 2**20  # pixels interpolated at a time: float32 a large mask never exists whole in float32
+
+
+class MaskProbs:
+    """Mask probabilities with their windows.
+
+    Args:
+        probs: in [0, 1], (N, M, M), or a list of N tensors (m, n) where sizes differ.
+        boxes: the windows the grids are stretched over, xyxy px, (N, 4); may stick out of the image.
+    """
+
+    def __init__(self, probs: Tensor | Sequence[Tensor], boxes: Tensor) -> None:
+        if len(probs) != len(boxes) or boxes.shape != (len(boxes), 4):
+            raise ValueError(f"got {len(probs)} grids and boxes {tuple(boxes.shape)}, expected one box (4,) for each grid")
+        self.probs = probs
+        self.boxes = boxes
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def paste(self, image_size: tuple[int, int], threshold: float = 0.5) -> Masks:
+        """Draw each grid into its window at the resolution of the image (Mask R-CNN, sec. 3.1, inference).
+
+        A pixel is on when the probability, interpolated bilinearly at its centre and falling to zero outside the grid,
+        reaches the threshold. Only the part of a window inside the image is computed and stored.
+
+        Args:
+            image_size: (height, width), px.
+            threshold: in [0, 1].
+
+        Returns:
+            N masks; an object wholly outside the image keeps its row with area 0.
+        """
+        boxes = self.boxes.detach().cpu().to(torch.float64).numpy()
+
+        def drawn(grid: Grid, box: Corners) -> tuple[Bitmap, Window]:
+            window = _pixels_inside(box, image_size)
+            return _sample(grid, box, window, threshold), window
+
+        return Masks.from_crops((drawn(grid, box) for grid, box in zip(self._grids(), boxes, strict=True)), image_size)
+
+    def vote(self, groups: Sequence[Tensor], weights: Tensor) -> MaskProbs:
+        """Average the probabilities of each group before thresholding (MNC, sec. 4.3, mask voting).
+
+        Args:
+            groups: for each answer the rows that vote, int64 (n,), at least one.
+            weights: each row's weight, (N,), not negative; normalized within the group.
+
+        Returns:
+            One grid for each group, at pixel resolution, over the union of its windows; outside its window a row says 0.
+        """
+        probs, boxes = [], []
+        grids = self._grids()
+        corners = self.boxes.detach().cpu().to(torch.float64)
+        for group in groups:
+            union = torch.cat([corners[group, :2].amin(0).floor(), corners[group, 2:].amax(0).ceil()])
+            window: Window = (int(union[0]), int(union[1]), int(union[2]), int(union[3]))
+            share = (weights[group] / weights[group].sum()).tolist()
+            total = np.zeros((window[3] - window[1], window[2] - window[0]), dtype=np.float32)
+            for row, part in zip(group.tolist(), share, strict=True):
+                total += part * _interpolate(grids[row], corners[row].numpy(), window)
+            probs.append(torch.from_numpy(total))
+            boxes.append(union)
+        return MaskProbs(probs, torch.stack(boxes).to(self.boxes.dtype) if boxes else self.boxes[:0])
+
+    def _grids(self) -> list[Grid]:
+        if isinstance(self.probs, Tensor):
+            return list(self.probs.detach().to("cpu", torch.float32).numpy())
+        return [grid.detach().to("cpu", torch.float32).numpy() for grid in self.probs]
+
+
+def _pixels_inside(box: Corners, image_size: tuple[int, int]) -> Window:
+    """Pixels of the image whose centres lie in the box."""
+    height, width = image_size
+    x0, y0 = (min(max(int(v), 0), size) for v, size in zip(np.ceil(box[:2] - 0.5), (width, height), strict=True))
+    x1, y1 = (min(max(int(v), 0), size) for v, size in zip(np.floor(box[2:] - 0.5) + 1, (width, height), strict=True))
+    return x0, y0, max(x0, x1), max(y0, y1)
+
+
+def _sample(
+    grid: Grid,
+    box: Corners,
+    window: Window,
+    threshold: float,
+) -> Bitmap:
+    """Where the grid reaches the threshold in the window, in stretches of rows that fit the memory budget."""
+    x0, y0, x1, y1 = window
+    rows = max(1, _CHUNK_PX // max(1, x1 - x0))
+    pieces = [
+        _interpolate(grid, box, (x0, top, x1, min(top + rows, y1))) >= threshold for top in range(y0, max(y1, y0 + 1), rows)
+    ]
+    return np.concatenate(pieces)
+
+
+def _interpolate(
+    grid: Grid,
+    box: Corners,
+    window: Window,
+) -> Grid:
+    """The grid stretched over the box, bilinear, at the pixel centres of the window, zero outside the grid."""
+    x0, y0, x1, y1 = window
+    down = _hats(np.arange(y0, y1), box[1], box[3], grid.shape[0])
+    across = _hats(np.arange(x0, x1), box[0], box[2], grid.shape[1])
+    stretched: Grid = down @ grid @ across.T
+    return stretched
+
+
+def _hats(
+    pixels: npt.NDArray[np.int64], low: float, high: float, cells: int
+) -> Grid:
+    """Bilinear weights (pixels, cells): cell centres lie at (k + 0.5) / cells of the way from low to high."""
+    position = (pixels + 0.5 - low) / max(high - low, 1e-12) * cells - 0.5
+    weights = 1 - np.abs(position[:, None] - np.arange(cells))
+    return np.maximum(weights, 0).astype(np.float32)

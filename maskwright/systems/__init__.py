@@ -1,0 +1,51 @@
+"""The systems, by name: each builder takes the number of classes, and options of its own by keyword."""
+
+import difflib
+import importlib
+from collections.abc import Callable
+
+from maskwright.systems.mask_rcnn import (
+    faster_rcnn_r50_fpn,
+    faster_rcnn_small,
+    mask_rcnn_r50_fpn,
+    mask_rcnn_r101_fpn,
+    mask_rcnn_small,
+    mask_rcnn_x101_fpn,
+)
+from maskwright.systems.system import Loss, System, Task
+
+__all__ = ["SYSTEMS", "Builder", "Loss", "System", "Task", "find_builder"]
+
+Builder = Callable[..., System]
+
+SYSTEMS: dict[str, Builder] = {
+    "faster-rcnn-r50-fpn": faster_rcnn_r50_fpn,
+    "faster-rcnn-small": faster_rcnn_small,
+    "mask-rcnn-r50-fpn": mask_rcnn_r50_fpn,
+    "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,
+    "mask-rcnn-small": mask_rcnn_small,
+    "mask-rcnn-x101-fpn": mask_rcnn_x101_fpn,
+}
+
+
+def find_builder(name: str) -> Builder:
+    """The builder of a system of ours, or of "package.module:builder".
+
+    Raises:
+        ValueError: no such system; the message names the nearest ones.
+    """
+    if name in SYSTEMS:
+        return SYSTEMS[name]
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            builder = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"cannot import the system {name!r}: {error}") from error
+        if not callable(builder):
+            raise ValueError(f"{name!r} is not a function that builds a system")
+        found: Builder = builder
+        return found
+    near = difflib.get_close_matches(name, SYSTEMS, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(SYSTEMS)}"
+    raise ValueError(f"no system is named {name!r}: {hint}")

@@ -1,0 +1,608 @@
+"""Mask R-CNN, and the Faster R-CNN inside it, on a feature pyramid.
+
+Source: He, Gkioxari, Dollár, Girshick, Mask R-CNN (arXiv 1703.06870v3); Ren et al., Faster R-CNN (TPAMI 2017); Lin et al.,
+FPN (CVPR 2017). Where the papers are silent we follow detectron2, which its authors' group released later.
+
+Idea: a region proposal network names boxes that may hold an object; a box head classifies each and moves it; a small
+convolutional head draws a mask of each object in its box, one for every class, without competition between classes. The
+alignment of pixels is kept by RoIAlign, which never rounds a coordinate.
+
+Differs from the papers: end-to-end training instead of alternating; L1 instead of smooth L1 for boxes (detectron2); modern
+pixel conventions (see structures/boxes.py); an object that overlaps no anchor gets none, where others hand it all of them;
+candidates mostly inside a crowd region are ignored; mask targets are the share of each cell that the object covers,
+cut at one half, which equals detectron2's on aligned boxes.
+
+Legend: B images · H, W padded input · A anchors per cell · P cells of a level · N candidates or objects of one image ·
+R RoIs of the batch · C channels · K classes, with the background as the last of K + 1 columns · M mask side.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskwright.layers.assignment import NEGATIVE, POSITIVE, BalancedSampler, IouMatcher
+from maskwright.layers.backbones import Backbone
+from maskwright.layers.box_coding import BoxCoder
+from maskwright.layers.fpn import FeaturePyramid
+from maskwright.layers.grids import anchor_grid, anchor_shapes
+from maskwright.layers.nms import nms_by_group
+from maskwright.layers.roi import RoiAlign, Rois
+from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks, ResizeRule
+from maskwright.structures import boxes as box_functions
+from maskwright.systems.system import Loss, Task
+
+Features = Mapping[int, Tensor]
+"""{stride: (B, C, H / stride, W / stride)}"""
+
+
+class SampledRois(NamedTuple):
+    """RoIs drawn for training; the positives of all images come first."""
+
+    rois: Rois
+    """R boxes, positives first."""
+    labels: Tensor
+    """Class of each, K for background, int64 (R,)."""
+    target_boxes: Tensor
+    """The object each positive RoI is matched to, xyxy px (R⁺, 4)."""
+    target_rows: list[Tensor]
+    """For each image, which object each of its positive RoIs is matched to, int64."""
+
+    @property
+    def positives(self) -> Rois:
+        """The R⁺ RoIs that hold an object."""
+        count = len(self.target_boxes)
+        return Rois(self.rois.boxes[:count], self.rois.image_index[:count])
+
+
+class InstanceHead(Protocol):
+    """What is found out about each object beside its class and box: its mask, its keypoints."""
+
+    def loss(self, features: Features, sampled: SampledRois, targets: list[Instances]) -> dict[str, Loss]:
+        """Loss over the positive RoIs."""
+
+    def complete(self, detections: list[Instances], features: Features, rois: Rois) -> list[Instances]:
+        """Detections, original frame, with the head's column added; `rois` are their boxes in the input frame."""
+
+
+# The network, learning and inference of the whole
+
+
+class FasterRCNN(nn.Module):
+    """Faster R-CNN; with a mask head among its instance heads, Mask R-CNN.
+
+    Args:
+        input: how an image becomes pixels.
+        backbone, fpn: {stride: features} from pixels.
+        rpn: proposals from features.
+        roi_sampler: draws the proposals the heads learn from.
+        box_head: class and box of a proposal.
+        instance_heads: what else is learnt of each object; empty for Faster R-CNN.
+        num_proposals: per image, at inference.
+        num_training_proposals: per image, before sampling.
+        max_detections: per image.
+    """
+
+    def __init__(
+        self,
+        *,
+        input: InputSpec,
+        backbone: nn.Module,
+        fpn: nn.Module,
+        rpn: "RegionProposalNetwork",
+        roi_sampler: "RoiSampler",
+        box_head: "BoxHead",
+        instance_heads: Mapping[str, nn.Module],
+        num_proposals: int,
+        num_training_proposals: int,
+        max_detections: int,
+    ) -> None:
+        super().__init__()
+        self.input = input
+        self.task = Task.INSTANCES if "mask" in instance_heads else Task.BOXES
+        self.backbone = backbone
+        self.fpn = fpn
+        self.rpn = rpn
+        self.roi_sampler = roi_sampler
+        self.box_head = box_head
+        self.instance_heads = nn.ModuleDict(instance_heads)
+        self.num_proposals = num_proposals
+        self.num_training_proposals = num_training_proposals
+        self.max_detections = max_detections
+
+    def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
+        """Sum over RPN, box head and instance heads, every weight 1 (Mask R-CNN, sec. 3)."""
+        generators = images.generators()
+        features = self.fpn(self.backbone(images.pixels))
+        candidates = self.rpn(features)
+        losses = self.rpn.loss(candidates, targets, generators)
+        keep = self.num_training_proposals
+        proposals = self.rpn.propose(candidates, images.sizes, per_level=2 * keep, keep=keep)
+        sampled = self.roi_sampler([p.boxes for p in proposals], targets, generators)
+        losses |= self.box_head.loss(features, sampled)
+        for head in self._heads():
+            losses |= head.loss(features, sampled, targets)
+        return losses
+
+    def predict(self, images: ImageBatch) -> list[Instances]:
+        """Boxes first, then masks on the boxes that are kept (Mask R-CNN, sec. 3.1, inference)."""
+        features = self.fpn(self.backbone(images.pixels))
+        keep = self.num_proposals
+        proposals = self.rpn.propose(self.rpn(features), images.sizes, per_level=keep, keep=keep)
+        found = self.box_head.detect(features, proposals, keep=self.max_detections)
+        detections = images.to_original_frame(found)
+        for head in self._heads():
+            detections = head.complete(detections, features, Rois.of([f.boxes for f in found]))
+        return detections
+
+    def class_rows(self) -> dict[str, int]:
+        """Parameters whose rows belong to classes, and how many rows each class has."""
+        heads = {"box_head": self.box_head, **{f"instance_heads.{name}": head for name, head in self.instance_heads.items()}}
+        return {f"{name}.{row}": rows for name, head in heads.items() for row, rows in head.CLASS_ROWS.items()}
+
+    def _heads(self) -> list[InstanceHead]:
+        return list(self.instance_heads.values())  # type: ignore[arg-type]
+
+
+# Region proposal network (Faster R-CNN, sec. 3.1; FPN, sec. 4.1)
+
+
+class Candidates(NamedTuple):
+    """Answers of the RPN to every anchor, level by level."""
+
+    logits: list[Tensor]
+    """Objectness, (B, P·A) for each level."""
+    deltas: list[Tensor]
+    """Box regression, (B, P·A, 4) for each level."""
+    anchors: list[Tensor]
+    """xyxy px, (P·A, 4) for each level."""
+
+
+class RegionProposalNetwork(nn.Module):
+    """Objectness and box of every anchor, by one small network slid over all levels.
+
+    Args:
+        channels: of the features.
+        anchor_sizes: square roots of the anchors' areas, px, for each stride.
+        ratios: height / width of the anchors.
+        nms_iou: overlap above which a proposal suppresses a worse one of its level.
+        num_samples: anchors of an image the losses look at (Faster R-CNN, sec. 3.1.3).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        anchor_sizes: Mapping[int, Sequence[float]],
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        nms_iou: float = 0.7,
+        num_samples: int = 256,
+    ) -> None:
+        super().__init__()
+        per_cell = len(ratios) * len(next(iter(anchor_sizes.values())))
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, per_cell, 1)
+        self.deltas = nn.Conv2d(channels, 4 * per_cell, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            _init_normal(layer, std=0.01)
+        self.shapes = {stride: anchor_shapes(sizes, ratios) for stride, sizes in anchor_sizes.items()}
+        self.nms_iou = nms_iou
+        self.coder = BoxCoder()
+        self.matcher = IouMatcher(positive=0.7, negative=0.3, rescue=True)
+        self.sampler = BalancedSampler(num_samples, positive_fraction=0.5)
+
+    def forward(self, features: Features) -> Candidates:
+        logits, deltas, anchors = [], [], []
+        for stride, shapes in self.shapes.items():
+            hidden = F.relu(self.conv(features[stride]))
+            batch, _, height, width = hidden.shape
+            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).reshape(batch, -1).float())  # (B, P·A)
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(batch, -1, 4).float())  # (B, P·A, 4)
+            anchors.append(anchor_grid(shapes.to(hidden.device), (height, width), stride))
+        return Candidates(logits, deltas, anchors)
+
+    def loss(
+        self, candidates: Candidates, targets: list[Instances], generators: list[torch.Generator]
+    ) -> dict[str, Loss]:
+        """Sigmoid cross entropy and L1 over sampled anchors, divided by the samples an image should have (detectron2)."""
+        anchors = torch.cat(candidates.anchors)
+        logits, deltas = torch.cat(candidates.logits, dim=1), torch.cat(candidates.deltas, dim=1)
+        objectness, regression = logits.sum() * 0, deltas.sum() * 0  # in the graph even where nothing is sampled
+        for i, (target, generator) in enumerate(zip(targets, generators, strict=True)):
+            assignment = self.matcher(anchors, target)
+            positives, negatives = self.sampler(assignment.kind, generator)
+            sampled = torch.cat([positives, negatives])
+            is_object = torch.zeros(len(sampled), device=logits.device)
+            is_object[: len(positives)] = 1
+            objectness = objectness + F.binary_cross_entropy_with_logits(logits[i, sampled], is_object, reduction="sum")
+            wanted = self.coder.encode(target.boxes[assignment.target_index[positives]], anchors[positives])
+            regression = regression + F.l1_loss(deltas[i, positives], wanted, reduction="sum")
+        count = logits.new_tensor(self.sampler.count * len(targets))
+        return {"rpn_objectness": Loss(objectness, count), "rpn_box": Loss(regression, count)}
+
+    @torch.no_grad()  # Faster R-CNN, sec. 3.2, approximate joint training: no gradient through the coordinates of proposals
+    def propose(
+        self, candidates: Candidates, sizes: list[tuple[int, int]], *, per_level: int, keep: int
+    ) -> list[Instances]:
+        """The best `keep` boxes of each image, best first, input frame; suppression happens within a level.
+
+        The best `per_level` anchors of each level take part.
+        """
+        boxes, logits, levels = [], [], []
+        for level, (level_logits, deltas, anchors) in enumerate(zip(*candidates, strict=True)):
+            top, index = level_logits.topk(min(per_level, level_logits.shape[1]), dim=1)  # (B, n)
+            chosen = torch.gather(deltas, 1, index[:, :, None].expand(-1, -1, 4))
+            boxes.append(self.coder.decode(chosen, anchors[index]))  # (B, n, 4)
+            logits.append(top)
+            levels.append(torch.full_like(index, level))
+        all_boxes, all_logits, all_levels = torch.cat(boxes, 1), torch.cat(logits, 1), torch.cat(levels, 1)
+        proposals = []
+        for i, size in enumerate(sizes):
+            clipped = box_functions.clip(all_boxes[i], size)
+            valid = box_functions.is_valid(clipped) & torch.isfinite(all_logits[i])
+            image_boxes, image_logits, image_levels = clipped[valid], all_logits[i, valid], all_levels[i, valid]
+            kept = nms_by_group(image_boxes, image_logits, image_levels, self.nms_iou)[:keep]
+            labels = torch.zeros_like(kept)
+            proposals.append(Instances(size, boxes=image_boxes[kept], labels=labels, scores=image_logits[kept].sigmoid()))
+        return proposals
+
+
+# RoIs to learn from (Mask R-CNN, sec. 3.1, training; Fast R-CNN, sec. 2.3)
+
+
+class RoiSampler:
+    """Draws proposals, and the objects themselves, of which at most a quarter hold an object.
+
+    Args:
+        num_classes: K, also the label of the background.
+        per_image: RoIs drawn for each image.
+    """
+
+    def __init__(self, *, num_classes: int, per_image: int, positive_fraction: float = 0.25) -> None:
+        self.num_classes = num_classes
+        self.matcher = IouMatcher(positive=0.5, negative=0.5, rescue=False)
+        self.sampler = BalancedSampler(per_image, positive_fraction)
+
+    def __call__(
+        self, proposals: list[Tensor], targets: list[Instances], generators: list[torch.Generator]
+    ) -> SampledRois:
+        """Draw from proposals, xyxy px (N, 4) for each image, with the objects' own boxes added."""
+        positive_boxes, negative_boxes, labels, target_boxes, target_rows = [], [], [], [], []
+        for boxes, target, generator in zip(proposals, targets, generators, strict=True):
+            candidates = torch.cat([boxes, target.boxes[~target.crowd]])
+            assignment = self.matcher(candidates, target)
+            positives, negatives = self.sampler(assignment.kind, generator)
+            rows = assignment.target_index[positives]
+            positive_boxes.append(candidates[positives])
+            negative_boxes.append(candidates[negatives])
+            labels.append(target.labels[rows])
+            target_boxes.append(target.boxes[rows])
+            target_rows.append(rows)
+        positives, negatives = Rois.of(positive_boxes), Rois.of(negative_boxes)
+        background = torch.full_like(negatives.image_index, self.num_classes)
+        return SampledRois(
+            rois=Rois(
+                torch.cat([positives.boxes, negatives.boxes]), torch.cat([positives.image_index, negatives.image_index])
+            ),
+            labels=torch.cat([*labels, background]),
+            target_boxes=torch.cat(target_boxes),
+            target_rows=target_rows,
+        )
+
+
+# Box head (FPN, sec. 5.2)
+
+
+class BoxHead(nn.Module):
+    """Class and class-specific box of each RoI, from two hidden layers on 7×7 pooled features.
+
+    Args:
+        channels: of the features.
+        hidden: units of the two hidden layers.
+        num_classes: K.
+        pool: RoIAlign to the head's grid.
+        score_threshold: detections at or below it are dropped before suppression.
+        nms_iou: overlap above which a detection suppresses a worse one of its class.
+    """
+
+    CLASS_ROWS: ClassVar = {"classes.weight": 1, "classes.bias": 1, "deltas.weight": 4, "deltas.bias": 4}
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        hidden: int,
+        num_classes: int,
+        pool: RoiAlign,
+        score_threshold: float = 0.05,
+        nms_iou: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.pool = pool
+        self.fc1 = nn.Linear(channels * pool.side**2, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.classes = nn.Linear(hidden, num_classes + 1)
+        self.deltas = nn.Linear(hidden, 4 * num_classes)
+        for layer in (self.fc1, self.fc2):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+        _init_normal(self.classes, std=0.01)
+        _init_normal(self.deltas, std=0.001)
+        self.coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))  # Fast R-CNN's code, BBOX_REG_WEIGHTS
+        self.score_threshold = score_threshold
+        self.nms_iou = nms_iou
+
+    def forward(self, features: Features, rois: Rois) -> tuple[Tensor, Tensor]:
+        """Class logits (R, K + 1), background last, and deltas (R, K, 4)."""
+        pooled = self.pool(features, rois).flatten(1)  # (R, C·7·7)
+        hidden = F.relu(self.fc2(F.relu(self.fc1(pooled))))
+        return self.classes(hidden).float(), self.deltas(hidden).float().unflatten(1, (-1, 4))
+
+    def loss(self, features: Features, sampled: SampledRois) -> dict[str, Loss]:
+        """Cross entropy over all RoIs; L1 over the positives, divided by the number of all (Fast R-CNN's code)."""
+        logits, deltas = self(features, sampled.rois)
+        count = logits.new_tensor(len(sampled.rois))
+        positives = sampled.positives
+        wanted = self.coder.encode(sampled.target_boxes, positives.boxes)
+        rows = torch.arange(len(positives), device=deltas.device)
+        answered = deltas[rows, sampled.labels[: len(positives)]]
+        return {
+            "class": Loss(F.cross_entropy(logits, sampled.labels, reduction="sum"), count),
+            "box": Loss(F.l1_loss(answered, wanted, reduction="sum"), count),
+        }
+
+    def detect(self, features: Features, proposals: list[Instances], *, keep: int) -> list[Instances]:
+        """The best `keep` detections of each image, input frame, best first."""
+        rois = Rois.of([p.boxes for p in proposals])
+        logits, deltas = self(features, rois)
+        probs = logits.softmax(dim=1)[:, :-1]  # (R, K)
+        counts = [len(p) for p in proposals]
+        found = []
+        for proposal, scores, image_deltas in zip(proposals, probs.split(counts), deltas.split(counts), strict=True):
+            row, label = torch.nonzero(scores > self.score_threshold).unbind(1)
+            boxes = self.coder.decode(image_deltas[row, label], proposal.boxes[row])
+            boxes = box_functions.clip(boxes, proposal.image_size)
+            valid = box_functions.is_valid(boxes)
+            boxes, label, score = boxes[valid], label[valid], scores[row, label][valid]
+            kept = nms_by_group(boxes, score, label, self.nms_iou)[:keep]
+            found.append(Instances(proposal.image_size, boxes=boxes[kept], labels=label[kept], scores=score[kept]))
+        return found
+
+
+# Mask head (Mask R-CNN, sec. 3, mask representation; fig. 4 right)
+
+
+class MaskHead(nn.Module):
+    """A mask for each class from four 3×3 convolutions and a deconvolution on 14×14 pooled features.
+
+    Args:
+        channels: of the features and of the hidden layers.
+        num_classes: K.
+        pool: RoIAlign to half the side of the masks.
+    """
+
+    CLASS_ROWS: ClassVar = {"predictor.weight": 1, "predictor.bias": 1}
+
+    def __init__(self, channels: int, *, num_classes: int, pool: RoiAlign) -> None:
+        super().__init__()
+        self.pool = pool
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
+        self.deconv = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.predictor = nn.Conv2d(channels, num_classes, 1)
+        for layer in (*self.convs, self.deconv):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        _init_normal(self.predictor, std=0.001)
+
+    def forward(self, features: Features, rois: Rois, labels: Tensor) -> Tensor:
+        """Mask logits of each RoI for the class it is given, (R, M, M)."""
+        hidden = self.pool(features, rois)  # (R, C, M / 2, M / 2)
+        for conv in self.convs:
+            hidden = F.relu(conv(hidden))
+        logits = self.predictor(F.relu(self.deconv(hidden))).float()  # (R, K, M, M)
+        return logits[torch.arange(len(labels), device=labels.device), labels]
+
+    def loss(self, features: Features, sampled: SampledRois, targets: list[Instances]) -> dict[str, Loss]:
+        """Sigmoid cross entropy per pixel on the mask of the object's class alone: classes do not compete."""
+        rois = sampled.positives
+        logits = self(features, rois, sampled.labels[: len(rois)])
+        side = logits.shape[-1]
+        wanted = []
+        for i, (target, rows) in enumerate(zip(targets, sampled.target_rows, strict=True)):
+            boxes = rois.boxes[rois.image_index == i]
+            wanted.append(mask_targets(_masks_of(target), boxes, rows, side=side))
+        loss = F.binary_cross_entropy_with_logits(logits, torch.cat(wanted), reduction="sum")
+        return {"mask": Loss(loss, logits.new_tensor(logits.numel()))}
+
+    def complete(self, detections: list[Instances], features: Features, rois: Rois) -> list[Instances]:
+        """Detections with their masks, drawn at the resolution of the original image."""
+        labels = torch.cat([d.labels for d in detections])
+        probs = self(features, rois, labels).sigmoid()
+        parts = probs.split([len(d) for d in detections])
+        return [
+            d.with_masks(MaskProbs(part, d.boxes).paste(d.image_size)) for d, part in zip(detections, parts, strict=True)
+        ]
+
+
+def mask_targets(masks: Masks, boxes: Tensor, rows: Tensor, *, side: int) -> Tensor:
+    """The part of an object's mask inside a RoI, stretched to M×M (Mask R-CNN, sec. 3.1, training).
+
+    A cell is on when the object covers at least half of it.
+
+    Args:
+        masks: objects of an image, input frame.
+        boxes: RoIs of the image, xyxy px (R⁺, 4).
+        rows: the object of each RoI, int64 (R⁺,).
+
+    Returns:
+        0 or 1, float32 (R⁺, M, M).
+    """
+    return (masks.coverage(boxes, rows, side=side, samples=4) >= 0.5).to(torch.float32)
+
+
+def _masks_of(target: Instances) -> Masks:
+    if target.masks is None:
+        raise ValueError("the targets have no masks: train a box system such as faster-rcnn-small, or add segmentations")
+    return target.masks
+
+
+def _init_normal(layer: nn.Conv2d | nn.Linear, *, std: float) -> None:
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+# Sizes
+
+PIXELS_800 = ResizeRule(short_px=800, long_px=1333)  # Mask R-CNN, sec. 3.1
+ANCHORS_FPN = {4: (32,), 8: (64,), 16: (128,), 32: (256,), 64: (512,)}  # FPN, sec. 4.1
+
+
+def _pyramid_rcnn(
+    backbone: str,
+    *,
+    num_classes: int,
+    has_masks: bool,
+    norm: Literal["frozen", "group"],
+    max_detections: int,
+    num_proposals: int,
+) -> FasterRCNN:
+    """The published sizes: detectron2's R50-FPN and its deeper kin."""
+    strides = (4, 8, 16, 32)
+    body = Backbone(backbone, strides=strides, norm=norm)
+    mask = {"mask": MaskHead(256, num_classes=num_classes, pool=RoiAlign(14, strides=strides))}
+    return FasterRCNN(
+        input=InputSpec(resize=PIXELS_800),
+        backbone=body,
+        fpn=FeaturePyramid(body.channels, channels=256, extra_levels=1),
+        rpn=RegionProposalNetwork(256, anchor_sizes=ANCHORS_FPN),
+        roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
+        box_head=BoxHead(256, hidden=1024, num_classes=num_classes, pool=RoiAlign(7, strides=strides)),
+        instance_heads=mask if has_masks else {},
+        num_proposals=num_proposals,
+        num_training_proposals=1000,
+        max_detections=max_detections,
+    )
+
+
+def faster_rcnn_r50_fpn(
+    *,
+    num_classes: int,
+    norm: Literal["frozen", "group"] = "frozen",
+    max_detections: int = 100,
+    num_proposals: int = 1000,
+) -> FasterRCNN:
+    """Faster R-CNN with ResNet-50 and FPN: 41.7 M parameters at 80 classes."""
+    return _pyramid_rcnn(
+        "resnet50",
+        num_classes=num_classes,
+        has_masks=False,
+        norm=norm,
+        max_detections=max_detections,
+        num_proposals=num_proposals,
+    )
+
+
+def mask_rcnn_r50_fpn(
+    *,
+    num_classes: int,
+    norm: Literal["frozen", "group"] = "frozen",
+    max_detections: int = 100,
+    num_proposals: int = 1000,
+) -> FasterRCNN:
+    """Mask R-CNN with ResNet-50 and FPN: 44.3 M parameters at 80 classes (Mask R-CNN, table 2a)."""
+    return _pyramid_rcnn(
+        "resnet50",
+        num_classes=num_classes,
+        has_masks=True,
+        norm=norm,
+        max_detections=max_detections,
+        num_proposals=num_proposals,
+    )
+
+
+def mask_rcnn_r101_fpn(
+    *,
+    num_classes: int,
+    norm: Literal["frozen", "group"] = "frozen",
+    max_detections: int = 100,
+    num_proposals: int = 1000,
+) -> FasterRCNN:
+    """Mask R-CNN with ResNet-101 and FPN: 63.3 M parameters at 80 classes (Mask R-CNN, table 1)."""
+    return _pyramid_rcnn(
+        "resnet101",
+        num_classes=num_classes,
+        has_masks=True,
+        norm=norm,
+        max_detections=max_detections,
+        num_proposals=num_proposals,
+    )
+
+
+def mask_rcnn_x101_fpn(
+    *,
+    num_classes: int,
+    norm: Literal["frozen", "group"] = "frozen",
+    max_detections: int = 100,
+    num_proposals: int = 1000,
+) -> FasterRCNN:
+    """Mask R-CNN with ResNeXt-101-32×8d and FPN, the released size: 107.4 M parameters at 80 classes."""
+    return _pyramid_rcnn(
+        "resnext101_32x8d",
+        num_classes=num_classes,
+        has_masks=True,
+        norm=norm,
+        max_detections=max_detections,
+        num_proposals=num_proposals,
+    )
+
+
+def _small_rcnn(
+    *, num_classes: int, has_masks: bool, max_detections: int, num_proposals: int, short_px: int, long_px: int
+) -> FasterRCNN:
+    """Under 5 M parameters, trained from scratch on a CPU: a ResNet-18 cut after its third stage, P2 to P4 for the heads."""
+    strides = (4, 8, 16)
+    body = Backbone("resnet18", strides=strides, norm="group")
+    mask = {"mask": MaskHead(128, num_classes=num_classes, pool=RoiAlign(14, strides=strides, sampling_ratio=2))}
+    return FasterRCNN(
+        input=InputSpec(resize=ResizeRule(short_px, long_px)),
+        backbone=body,
+        fpn=FeaturePyramid(body.channels, channels=128, extra_levels=2),
+        rpn=RegionProposalNetwork(128, anchor_sizes={4: (24,), 8: (48,), 16: (96,), 32: (192,), 64: (384,)}),
+        roi_sampler=RoiSampler(num_classes=num_classes, per_image=128),
+        box_head=BoxHead(128, hidden=128, num_classes=num_classes, pool=RoiAlign(7, strides=strides, sampling_ratio=2)),
+        instance_heads=mask if has_masks else {},
+        num_proposals=num_proposals,
+        num_training_proposals=500,
+        max_detections=max_detections,
+    )
+
+
+def faster_rcnn_small(
+    *, num_classes: int, max_detections: int = 300, num_proposals: int = 500, short_px: int = 512, long_px: int = 1024
+) -> FasterRCNN:
+    """Faster R-CNN for a CPU and for tests: 4.3 M parameters."""
+    return _small_rcnn(
+        num_classes=num_classes,
+        has_masks=False,
+        max_detections=max_detections,
+        num_proposals=num_proposals,
+        short_px=short_px,
+        long_px=long_px,
+    )
+
+
+def mask_rcnn_small(
+    *, num_classes: int, max_detections: int = 300, num_proposals: int = 500, short_px: int = 512, long_px: int = 1024
+) -> FasterRCNN:
+    """Mask R-CNN for a CPU and for tests: 4.9 M parameters."""
+    return _small_rcnn(
+        num_classes=num_classes,
+        has_masks=True,
+        max_detections=max_detections,
+        num_proposals=num_proposals,
+        short_px=short_px,
+        long_px=long_px,
+    )

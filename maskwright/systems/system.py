@@ -1,0 +1,65 @@
+"""The contract every system keeps: two verbs, `loss` and `predict`, and what the rest of the workbench must know."""
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from maskwright.structures import ImageBatch, InputSpec, Instances
+
+
+class Task(StrEnum):
+    """What a system answers; decides how it is scored and compared."""
+
+    INSTANCES = "instances"
+    BOXES = "boxes"
+    PROPOSALS = "proposals"
+    KEYPOINTS = "keypoints"
+
+
+class Loss(NamedTuple):
+    """One term of the loss and what it is averaged over.
+
+    Whoever trains adds totals and counts over micro-batches and processes before dividing, which gives the gradient of one
+    big batch.
+    """
+
+    total: Tensor
+    """Sum of the term, float32 scalar."""
+    count: Tensor
+    """What to divide by; may be 0 where the total is."""
+
+
+class System(Protocol):
+    """A network with its losses and post-processing. Systems are `torch.nn.Module`s; `loss` and `predict` are all they add.
+
+    Neither verb asks whether the module is in training mode.
+    """
+
+    input: InputSpec
+    """How an image becomes pixels."""
+    task: Task
+    """What it answers."""
+    max_detections: int
+    """Objects answered for an image at most."""
+
+    def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
+        """Loss terms by name; targets in the input frame, crowd rows included; images carry keys for random sampling."""
+
+    def predict(self, images: ImageBatch) -> list[Instances]:
+        """Objects of each image, original frame, best score first."""
+
+    def class_rows(self) -> dict[str, int]:
+        """Parameters whose first rows belong to classes in order, and how many rows each class has."""
+
+    # What torch.nn.Module gives.
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+    def to(self, device: torch.device | str) -> Any: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def eval(self) -> Any: ...

@@ -1,0 +1,5 @@
+"""From batches to weights."""
+
+from maskwright.training.loop import train
+
+__all__ = ["train"]

@@ -1,0 +1,30 @@
+"""From a recipe's options to transforms."""
+
+from maskwright.data.transforms import ColorJitter, Compose, Flip, ScaleJitterCrop, ShortSide, Transform, Transpose
+from maskwright.recipes.recipe import AugmentOptions
+from maskwright.structures import InputSpec, KeypointSchema
+
+
+def augmentation(options: AugmentOptions, spec: InputSpec, schema: KeypointSchema | None) -> Compose:
+    """The steps that are switched on, geometry first.
+
+    Raises:
+        ValueError: steps that keypoints do not survive.
+    """
+    if schema is not None and (options.vertical_flip or options.transpose):
+        raise ValueError("this data has keypoints: set augment.vertical_flip and augment.transpose to 0")
+    steps: list[Transform] = []
+    if options.crop_px is not None:
+        steps.append(ScaleJitterCrop(spec.resize, options.crop_px, *options.jitter))
+    if options.short_sides:
+        steps.append(ShortSide(options.short_sides, spec.resize.long_px))
+    if options.horizontal_flip:
+        steps.append(Flip(options.horizontal_flip, schema=schema))
+    if options.vertical_flip:
+        steps.append(Flip(options.vertical_flip, horizontal=False))
+    if options.transpose:
+        steps.append(Transpose(options.transpose))
+    if options.color:
+        strength = options.color
+        steps.append(ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=0.0))
+    return Compose(steps)

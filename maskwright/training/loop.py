@@ -1,0 +1,387 @@
+"""The training loop: one function to read from top to bottom.
+
+A step is: batches → loss terms with their counts → one backward pass for each micro-batch → clipped gradients → optimizer →
+moving average. At the end of an epoch the averaged model is scored on the validation set and saved.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from maskwright.data import CocoDataset, open_datasets
+from maskwright.data.coco import Categories
+from maskwright.data.files import write_json, write_text
+from maskwright.data.loader import Batch, TrainingImages, batches_per_epoch, evaluation_batches, training_batches
+from maskwright.evaluation.detection import DetectionMetrics, detect, evaluate_detections
+from maskwright.layers.backbones import Backbone
+from maskwright.layers.norms import has_frozen_norms
+from maskwright.recipes import Recipe, Stage
+from maskwright.runs import ModelCard, Precision, choose_device, choose_precision, initialize, save_model
+from maskwright.runs.checkpoints import build_system, read_tensors, save_tensors
+from maskwright.systems import System, Task
+from maskwright.training.augmentation import augmentation
+from maskwright.training.optimization import build_optimizer, learning_rate_factor, moving_average, set_trainable
+from maskwright.weights import load_backbone
+
+STATE = "training.safetensors"
+
+
+@dataclass
+class _Run:
+    """What a run carries from step to step."""
+
+    recipe: Recipe
+    out: Path
+    card: ModelCard
+    system: System
+    train: CocoDataset
+    val: CocoDataset
+    precision: Precision
+    console: Console
+    average: AveragedModel | None
+    stage: int = 0
+    step: int = 0  # of the stage
+    best: float = -1.0
+    sums: dict[str, float] = field(default_factory=dict)  # loss terms since the last report
+
+    @property
+    def scored(self) -> System:
+        """The model that is evaluated and kept: the averaged one where there is one."""
+        return self.system if self.average is None else cast(System, self.average.module)
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    init: Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    console: Console | None = None,
+) -> DetectionMetrics:
+    """Train a recipe into a run folder.
+
+    Args:
+        recipe: with its data filled in.
+        out: the run folder; must be new, unless resuming.
+        init: a run or weights file of the same network to start from, whatever its classes.
+        resume: go on from the last checkpoint of `out`.
+        device: "auto", "cpu", "cuda", …
+        console: where progress is shown; by default the terminal.
+
+    Returns:
+        Metrics of the last evaluation.
+
+    Raises:
+        ValueError: something about the data, the recipe or the folder that the user can mend; or a loss that is not finite.
+    """
+    run = _open_run(recipe, out, init=init, resume=resume, device=device, console=console or Console())
+    metrics: DetectionMetrics | None = None
+    state = _restore(run) if resume else None
+    while run.stage < len(recipe.stages):
+        metrics = _train_stage(run, recipe.stages[run.stage], state) or metrics
+        run.stage, run.step, state = run.stage + 1, 0, None
+    return metrics or _evaluate(run)[1][-1]
+
+
+def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> DetectionMetrics | None:
+    """All steps of a stage from `run.step` on; metrics of its last evaluation."""
+    set_trainable(run.system, stage)
+    optimizer = build_optimizer(run.system, stage.optimizer)
+    if state is not None:
+        _restore_optimizer(optimizer, state)
+    micro_size = stage.batch_size // stage.micro_batches
+    per_epoch = max(1, batches_per_epoch(run.train, micro_size) // stage.micro_batches)
+    total = max(1, round(stage.epochs * per_epoch))
+    transform = augmentation(stage.augment, run.system.input, run.train.keypoint_schema)
+    images = TrainingImages(run.train, spec=run.system.input, transform=transform, seed=run.recipe.seed + run.stage)
+    batches = training_batches(
+        images, batch_size=micro_size, workers=run.recipe.workers, start=run.step * stage.micro_batches
+    )
+    metrics = None
+    with _progress(run.console) as progress:
+        task = progress.add_task("train", total=total, completed=run.step, loss="")
+        began = time.monotonic()
+        while run.step < total:
+            factor = learning_rate_factor(stage.schedule, run.step, total)
+            for group in optimizer.param_groups:
+                group["lr"] = stage.optimizer.lr * factor
+            losses = _step(run, optimizer, list(islice(batches, stage.micro_batches)), stage.optimizer.clip_norm)
+            run.step += 1
+            progress.update(task, completed=run.step, loss=f"loss {sum(losses.values()):.3f}")
+            epoch, within = divmod(run.step, per_epoch)
+            if run.step == total or (within == 0 and epoch % run.recipe.evaluate_every == 0):
+                progress.stop()
+                metrics = _report(run, optimizer, epoch=run.step / per_epoch, time_s=time.monotonic() - began)
+                progress.start()
+            elif within == 0 or (run.recipe.checkpoint_steps and run.step % run.recipe.checkpoint_steps == 0):
+                _save_last(run, optimizer)
+    return metrics
+
+
+def _step(
+    run: _Run, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], clip_norm: float | None
+) -> dict[str, float]:
+    """One step of the optimizer over the micro-batches of a batch; the loss terms."""
+    device = run.precision.device
+    moved = [(b.images.to(device), [t.to(device) for t in b.targets]) for b in batches]
+    counts: dict[str, Tensor] = {}
+    if len(moved) > 1:  # the terms' counts over the whole batch are needed before the first backward pass
+        with torch.no_grad(), run.precision.autocast():
+            for images, targets in moved:
+                for name, loss in run.system.loss(images, targets).items():
+                    counts[name] = counts.get(name, torch.zeros_like(loss.count)) + loss.count
+    values: dict[str, float] = {}
+    optimizer.zero_grad(set_to_none=True)
+    for images, targets in moved:
+        with run.precision.autocast():
+            losses = run.system.loss(images, targets)
+        terms = {name: loss.total / counts.get(name, loss.count).clamp(min=1) for name, loss in losses.items()}
+        torch.stack(list(terms.values())).sum().backward()
+        for name, term in terms.items():
+            values[name] = values.get(name, 0.0) + float(term.detach())
+    trainable = [p for p in run.system.parameters() if p.grad is not None]
+    norm = nn.utils.clip_grad_norm_(trainable, clip_norm or float("inf"))
+    if not all(value == value and abs(value) != float("inf") for value in values.values()) or not torch.isfinite(norm):
+        raise ValueError(_not_finite(run, values, float(norm), [name for batch in batches for name in batch.names]))
+    optimizer.step()
+    if run.average is not None:
+        run.average.update_parameters(cast(nn.Module, run.system))
+    for name, value in values.items():
+        run.sums[name] = run.sums.get(name, 0.0) + value
+    run.sums["steps"] = run.sums.get("steps", 0.0) + 1
+    return values
+
+
+def _not_finite(run: _Run, values: dict[str, float], norm: float, names: Sequence[str]) -> str:
+    terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
+    return (
+        f"the loss or its gradient is not finite at step {run.step} ({terms}; gradient norm {norm:g}); the batch held "
+        f"{', '.join(names)}. The last checkpoint is untouched. Look at these images and their annotations; "
+        "if they are fine, lower optimizer.lr or set optimizer.clip_norm"
+    )
+
+
+# Evaluation
+
+
+def _evaluate(run: _Run) -> tuple[dict[str, float], list[DetectionMetrics]]:
+    """Loss terms and metrics of the kept model on the validation set, the metric that decides last."""
+    system, device = run.scored, run.precision.device
+    system.eval()
+    totals: dict[str, list[float]] = {}
+    kinds: list[Any] = ["bbox", "segm"] if system.task == Task.INSTANCES else ["bbox"]
+    with torch.inference_mode(), run.precision.autocast(), _progress(run.console) as progress:
+        task = progress.add_task("validate", total=len(run.val), loss="")
+
+        def batches() -> Iterator[Batch]:
+            for batch in evaluation_batches(run.val, spec=system.input, batch_size=4):
+                losses = system.loss(batch.images.to(device), [t.to(device) for t in batch.targets])
+                for name, loss in losses.items():
+                    total, count = totals.setdefault(name, [0.0, 0.0])
+                    totals[name] = [total + float(loss.total), count + float(loss.count)]
+                yield batch
+
+        done = partial(progress.advance, task)
+        results = detect(system.predict, batches(), run.val.categories, device=device, done=done)
+    limits = run.recipe.max_detections
+    metrics = [evaluate_detections(run.val, results, kind=kind, max_detections=limits) for kind in kinds]
+    system.train()
+    return {name: total / max(count, 1) for name, (total, count) in totals.items()}, metrics
+
+
+def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float, time_s: float) -> DetectionMetrics:
+    """Evaluate, save, and write a line of metrics.jsonl."""
+    steps = run.sums.pop("steps", 1.0)
+    training = {name: value / steps for name, value in run.sums.items()}
+    run.sums = {}
+    validation, metrics = _evaluate(run)
+    score = metrics[-1].ap
+    improved = score > run.best
+    run.best = max(run.best, score)
+    if improved:
+        save_model(run.out / "best", run.card, run.scored.state_dict())
+    _save_last(run, optimizer)
+    line = {
+        "stage": run.stage,
+        "epoch": round(epoch, 3),
+        "step": run.step,
+        "time_s": round(time_s, 1),
+        "lr": optimizer.param_groups[0]["lr"],
+        "train_loss": training,
+        "val_loss": validation,
+        **{m.kind: m.to_dict() for m in metrics},
+    }
+    with (run.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    shown = ", ".join(f"{'mask' if m.kind == 'segm' else 'box'} AP {100 * m.ap:.1f} AP50 {100 * m.ap50:.1f}" for m in metrics)
+    run.console.print(
+        f"epoch {epoch:.4g}: loss {sum(training.values()):.3f}, validation loss {sum(validation.values()):.3f}, "
+        f"{shown}{' (best)' if improved else ''}"
+    )
+    return metrics[-1]
+
+
+# Checkpoints
+
+
+def _save_last(run: _Run, optimizer: torch.optim.Optimizer) -> None:
+    """The kept model, and beside it all that training needs to go on."""
+    save_model(run.out / "last", run.card, run.scored.state_dict())
+    tensors = {f"model.{name}": tensor for name, tensor in run.system.state_dict().items()}
+    if run.average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in run.average.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items() if value is not None}
+    position = {"stage": run.stage, "step": run.step, "best": run.best, "sums": run.sums}
+    save_tensors(run.out / "last" / STATE, tensors, {"training": position})
+
+
+def _restore(run: _Run) -> dict[str, Tensor]:
+    """Load the last checkpoint into the run; what belongs to the optimizer is returned."""
+    path = run.out / "last" / STATE
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no checkpoint to resume from: start the run anew without --resume")
+    tensors, metadata = read_tensors(path)
+    position = metadata["training"]
+    run.stage, run.step, run.best, run.sums = (position[key] for key in ("stage", "step", "best", "sums"))
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    run.system.load_state_dict(parts["model"])
+    if run.average is not None:
+        run.average.load_state_dict(parts["average"])
+    return parts["optimizer"]
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+# Beginning
+
+
+def _open_run(
+    recipe: Recipe, out: Path, *, init: Path | None, resume: bool, device: str, console: Console
+) -> _Run:
+    """Check everything that can be checked before the first step, then write the folder."""
+    if recipe.data is None:
+        raise ValueError("the recipe names no data")
+    if not resume and out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out}: the folder is not empty: choose another --out, or go on with --resume")
+    device = choose_device(device)
+    precision = choose_precision(recipe.precision, device)
+    train_set, val_set = open_data(recipe)
+    arguments = {"num_classes": len(train_set.categories), **recipe.arguments}
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)  # of the initial weights, for which torch takes no generator
+        system = build_system(recipe.system, arguments)
+    system.input = replace(system.input, intensity=recipe.intensity)
+    if system.task == Task.INSTANCES and not (train_set.has_masks and val_set.has_masks):
+        raise ValueError(f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system")
+    if not resume:
+        _starting_weights(system, recipe, train_set.categories, init, console)
+    cast(nn.Module, system).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    system.train()
+    run = _Run(
+        recipe=recipe,
+        out=out,
+        card=ModelCard(recipe.system, arguments, train_set.categories, system.input),
+        system=system,
+        train=train_set,
+        val=val_set,
+        precision=precision,
+        console=console,
+        average=moving_average(system, recipe.ema_decay) if recipe.ema_decay else None,
+    )
+    if not resume:
+        write_text(out / "recipe.yaml", recipe.to_yaml())
+        write_json(out / "split.json", {"train": train_set.image_ids.tolist(), "val": val_set.image_ids.tolist()})
+    _introduce(run)
+    return run
+
+
+def open_data(recipe: Recipe) -> tuple[CocoDataset, CocoDataset]:
+    """The training and validation sets of a recipe.
+
+    Raises:
+        ValueError: data that cannot be read, or images that are not there.
+    """
+    assert recipe.data is not None
+    options = recipe.data
+    train_set, val_set = open_datasets(
+        Path(options.path),
+        images=None if options.images is None else Path(options.images),
+        val_fraction=options.val_fraction,
+        seed=recipe.seed,
+        classes=options.classes,
+        invalid=options.invalid,
+    )
+    for dataset in (train_set, val_set):
+        gone = [str(dataset.image_path(i)) for i in range(len(dataset)) if not dataset.image_path(i).is_file()]
+        if gone:
+            more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+            raise ValueError(f"{dataset.path}: {len(gone)} images are missing: {', '.join(gone[:5])}{more}")
+    return train_set, val_set
+
+
+def _starting_weights(system: System, recipe: Recipe, categories: Categories, init: Path | None, console: Console) -> None:
+    """Weights to start from: those of another run, of ImageNet, or none where the norms can do without."""
+    if recipe.backbone_weights is not None:
+        for part in system.modules():
+            if isinstance(part, Backbone):
+                load_backbone(part.network, part.name, recipe.backbone_weights)
+    if init is not None:
+        initialize(system, categories, init, lambda text: console.print(text, highlight=False))
+    elif recipe.backbone_weights is None and any(has_frozen_norms(part) for part in system.modules()):
+        raise ValueError(
+            f"{recipe.system} has frozen batch norms, which only make sense with pretrained weights: add --init RUN|FILE, "
+            "--set backbone_weights=FILE (or =timm to download them), or train norms from scratch with "
+            "--set arguments.norm=group --set frozen=[]"
+        )
+
+
+def _introduce(run: _Run) -> None:
+    """Say what is about to happen."""
+    count = sum(p.numel() for p in run.system.parameters())
+    spec = run.system.input
+    short, long = spec.resize.short_px, spec.resize.long_px
+    run.console.print(
+        f"{run.recipe.system}: {count / 1e6:.2f} M parameters, {run.precision.name} on {run.precision.device}\n"
+        f"data: {len(run.train)} training and {len(run.val)} validation images, {run.train.num_instances} and "
+        f"{run.val.num_instances} objects, classes {', '.join(run.train.categories.names)}\n"
+        f"input: short side {short} px, long side at most {long} px; images of more than 8 bits: {spec.intensity}",
+        highlight=False,
+    )
+    for dataset in (run.train, run.val):
+        if dataset.problems:
+            run.console.print(f"{dataset.path}: {len(dataset.problems)} bad entries left out, the first: {dataset.problems[0]}")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+        console=console,
+        transient=True,
+    )
