@@ -1,8 +1,8 @@
 """maskwright: a workbench for instance segmentation.
 
-    import maskwright as mw
-    model = mw.load("runs/nuclei")
-    result = model.predict("cells.png")
+import maskwright as mw
+model = mw.load("runs/nuclei")
+result = model.predict("cells.png")
 """
 
 from typing import TYPE_CHECKING, Any

@@ -113,7 +113,9 @@ def evaluate(
     from maskwright.inference.progress import counted
 
     model = run if isinstance(run, Model) else load(run, device=device)
-    dataset = open_split(Path(data), split, images=None if images is None else Path(images), invalid="skip" if skip_invalid else "stop")
+    dataset = open_split(
+        Path(data), split, images=None if images is None else Path(images), invalid="skip" if skip_invalid else "stop"
+    )
     categories = match_categories(model.categories, dataset.categories, str(data))
     limit = max(max_detections)
     batches = evaluation_batches(dataset, spec=model.system.input, batch_size=4)
@@ -185,8 +187,6 @@ def _metrics(
     class_agnostic: bool,
 ) -> dict[str, DetectionMetrics]:
     return {
-        kind: evaluate_detections(
-            dataset, results, kind=kind, max_detections=max_detections, class_agnostic=class_agnostic
-        )
+        kind: evaluate_detections(dataset, results, kind=kind, max_detections=max_detections, class_agnostic=class_agnostic)
         for kind in kinds
     }

@@ -40,9 +40,14 @@ def systems() -> None:
     """List the systems: task, parts, parameters and paper."""
     from maskwright.overview import describe_systems
 
-    table = Table("system", "task", "parts (M parameters at 80 classes)", "total", "source", box=None)
+    table = Table(box=None, caption="parameters in millions, at 80 classes", caption_justify="left")
+    table.add_column("system", no_wrap=True)
+    table.add_column("task", no_wrap=True)
+    table.add_column("all", no_wrap=True, justify="right")
+    table.add_column("parts")
+    table.add_column("what it is")
     for row in describe_systems():
-        table.add_row(row.name, row.task, row.parts, row.total, row.source)
+        table.add_row(row.name, row.task, row.total, row.parts, row.source)
     console.print(table)
 
 
@@ -71,7 +76,9 @@ def train(
         out = resume
     else:
         if system is None or data is None or out is None:
-            raise ValueError("maskwright train needs SYSTEM, --data and --out, for example: maskwright train mask-rcnn-small --data my/coco --out runs/a")
+            raise ValueError(
+                "train needs SYSTEM, --data and --out: maskwright train mask-rcnn-small --data my/coco --out runs/a"
+            )
         api.train(
             system,
             data=data,
@@ -86,7 +93,10 @@ def train(
             device=device,
             console=console,
         )
-    console.print(f"the best model is in {out / 'best'}, the last in {out / 'last'}, the metrics in {out / 'metrics.jsonl'}", highlight=False)
+    console.print(
+        f"the best model is in {out / 'best'}, the last in {out / 'last'}, the metrics in {out / 'metrics.jsonl'}",
+        highlight=False,
+    )
 
 
 @app.command()

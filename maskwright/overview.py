@@ -31,7 +31,7 @@ def describe_systems(num_classes: int = 80) -> Iterator[SystemRow]:
         module = cast(nn.Module, system)
         sizes = {part: sum(p.numel() for p in child.parameters()) for part, child in module.named_children()}
         parts = ", ".join(f"{part} {size / 1e6:.1f}" for part, size in sizes.items() if size)
-        total = f"{sum(sizes.values()) / 1e6:.2f} M"
+        total = f"{sum(sizes.values()) / 1e6:.2f}"
         yield SystemRow(name, system.task, parts, total, (builder.__doc__ or "").split(":")[0].splitlines()[0])
 
 
@@ -48,7 +48,9 @@ def metric_tables(metrics: Mapping[str, DetectionMetrics]) -> Iterator[Table]:
         table.add_row({"bbox": "boxes", "segm": "masks"}[kind], *(_percent(v) for v in values))
     yield table
     if len(first.per_class) > 1:
-        by_class = Table("class", *(f"{'box' if kind == 'bbox' else 'mask'} {what}" for kind in metrics for what in ("AP", "AP50")), box=None)
+        by_class = Table(
+            "class", *(f"{'box' if kind == 'bbox' else 'mask'} {what}" for kind in metrics for what in ("AP", "AP50")), box=None
+        )
         for name in first.per_class:
             by_class.add_row(
                 name, *(_percent(v) for m in metrics.values() for v in (m.per_class[name], m.per_class_ap50[name]))

@@ -5,4 +5,13 @@ from maskwright.data.coco import CocoDataset, Sample, read_coco, to_coco_results
 from maskwright.data.files import atomic_write
 from maskwright.data.images import read_image
 
-__all__ = ["CocoDataset", "Sample", "atomic_write", "open_datasets", "read_coco", "read_image", "split_dataset", "to_coco_results"]
+__all__ = [
+    "CocoDataset",
+    "Sample",
+    "atomic_write",
+    "open_datasets",
+    "read_coco",
+    "read_image",
+    "split_dataset",
+    "to_coco_results",
+]

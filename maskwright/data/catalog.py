@@ -105,7 +105,9 @@ def open_datasets(
 def split_dataset(dataset: CocoDataset, val_fraction: float, seed: int) -> tuple[CocoDataset, CocoDataset]:
     """Divide a data set by a seeded draw over its image ids, whatever their order in the file."""
     if not 0 < val_fraction < 1 or len(dataset) < 2:
-        raise ValueError(f"got val_fraction {val_fraction} of {len(dataset)} images, expected a share between 0 and 1 of two or more")
+        raise ValueError(
+            f"got val_fraction {val_fraction} of {len(dataset)} images, expected a share between 0 and 1 of two or more"
+        )
     order = np.argsort(dataset.image_ids)
     drawn = order[np.random.default_rng(seed).permutation(len(order))]
     count = min(max(1, round(val_fraction * len(drawn))), len(drawn) - 1)

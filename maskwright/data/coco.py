@@ -180,7 +180,12 @@ class CocoDataset:
                 entry["num_keypoints"] = int((points[:, 2] > 0).sum())
             annotations.append(entry)
         listed = [
-            {"id": int(self.image_ids[i]), "height": self.image_size(i)[0], "width": self.image_size(i)[1], "file_name": self.file_name(i)}
+            {
+                "id": int(self.image_ids[i]),
+                "height": self.image_size(i)[0],
+                "width": self.image_size(i)[1],
+                "file_name": self.file_name(i),
+            }
             for i in range(len(self))
         ]
         names = zip(self.categories.names, self.categories.ids, strict=True)
@@ -256,7 +261,9 @@ def read_coco(
         ValueError: naming the file, the annotation ids, what is wrong and what to do.
     """
     data = read_json(path)
-    if not isinstance(data, dict) or any(not isinstance(data.get(key), list) for key in ("images", "annotations", "categories")):
+    if not isinstance(data, dict) or any(
+        not isinstance(data.get(key), list) for key in ("images", "annotations", "categories")
+    ):
         raise ValueError(f"{path}: not COCO annotations: expected the lists 'images', 'annotations' and 'categories'")
     categories, wanted = _read_categories(path, data["categories"], classes)
     problems: list[str] = []
@@ -313,8 +320,8 @@ def _read_categories(path: Path, entries: list[Any], classes: Sequence[str] | No
         raise ValueError(f"{path}: each category needs an 'id' and a 'name'") from None
     ids = [category_id for _, category_id in pairs]
     names = [name for name, _ in pairs]
-    for what, values in (("id", ids), ("name", names)):
-        twice = sorted({str(value) for value in values if values.count(value) > 1})
+    for what, values in (("id", [str(i) for i in ids]), ("name", names)):
+        twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise ValueError(f"{path}: category {what} {', '.join(twice)} stands twice: make them unique")
     if not pairs:
@@ -419,14 +426,17 @@ def _check_bbox(bbox: Any, size: tuple[int, int]) -> tuple[float, float, float, 
         raise ValueError(f"bbox is {bbox}, expected four finite numbers x, y, width, height")
     x, y, width, height = values
     if width <= 0 or height <= 0 or x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
-        raise ValueError(f"bbox {bbox} (x, y, width, height) is empty or outside the image of {size[0]} x {size[1]} px: remove it")
+        raise ValueError(
+            f"bbox {bbox} (x, y, width, height) is empty or outside the image of {size[0]} x {size[1]} px: remove it"
+        )
     return x, y, width, height
 
 
 def _to_xyxy(bboxes: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.float32]:
     """float32 corners, cut to the image."""
     corners = np.concatenate([bboxes[:, :2], bboxes[:, :2] + bboxes[:, 2:]], axis=1)
-    return np.clip(corners, 0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
+    clipped: npt.NDArray[np.float32] = np.clip(corners, 0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
+    return clipped
 
 
 def _keypoint_schema(entries: list[Any]) -> KeypointSchema | None:
@@ -480,7 +490,8 @@ def _size_message(image: Path, annotations: Path, got: tuple[int, int], stated: 
         if turned
         else "use the image that was annotated, or correct the size in the annotation file"
     )
-    return f"{image}: the upright image is {got[0]} x {got[1]} (height x width) but {annotations} says {stated[0]} x {stated[1]}: {remedy}"
+    shapes = f"the upright image is {got[0]} x {got[1]} (height x width) but {annotations} says {stated[0]} x {stated[1]}"
+    return f"{image}: {shapes}: {remedy}"
 
 
 # Writing

@@ -52,7 +52,9 @@ def read_json(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a JSON text ({error.reason} at byte {error.start}): give the annotation file itself") from None
+        raise ValueError(
+            f"{path}: not a JSON text ({error.reason} at byte {error.start}): give the annotation file itself"
+        ) from None
     if text.startswith("version https://git-lfs"):
         raise ValueError(f"{path}: a Git LFS pointer, not the file itself: run 'git lfs pull' where the data came from")
     try:

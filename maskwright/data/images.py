@@ -71,7 +71,9 @@ def _open(path: Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
             image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image of a known format ({', '.join(FORMATS)}): convert it, or download it again") from None
+        raise ValueError(
+            f"{path}: not an image of a known format ({', '.join(FORMATS)}): convert it, or download it again"
+        ) from None
     except Image.DecompressionBombError:
         raise ValueError(f"{path}: larger than {MAX_PIXELS / 1e6:.0f} megapixels: cut it into tiles") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maskwright.data.coco import CocoDataset, Sample
 from maskwright.data.transforms import Transform, drop_unseen
@@ -46,7 +46,7 @@ class TrainingImages(Dataset[tuple[Sample, torch.Tensor, Instances, int]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[Sample, torch.Tensor, Instances, int]:  # type: ignore[override]
+    def __getitem__(self, address: tuple[int, int]) -> tuple[Sample, torch.Tensor, Instances, int]:
         epoch, index = address
         sample = self.dataset.read(index, self.spec.intensity)
         key = key_of(self.seed, epoch, sample.id)
@@ -87,7 +87,7 @@ def epoch_batches(dataset: CocoDataset, *, batch_size: int, seed: int, epoch: in
     return [batches[i] for i in order]
 
 
-class _Addresses(BatchSampler):
+class _Addresses(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) from a given epoch and batch on, without end."""
 
     def __init__(self, dataset: CocoDataset, *, batch_size: int, seed: int, start: int) -> None:
@@ -96,7 +96,7 @@ class _Addresses(BatchSampler):
         self.seed = seed
         self.start = start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = batches_per_epoch(self.dataset, self.batch_size)
         epoch, skip = divmod(self.start, per_epoch)
         while True:

@@ -38,6 +38,7 @@ class Flip:
     schema: KeypointSchema | None = None
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Mirror, or not."""
         if _uniform(generator, 0, 1) >= self.p:
             return sample
         instances = sample.instances.flip(horizontal=self.horizontal, schema=self.schema)
@@ -49,9 +50,10 @@ class ShortSide:
     """Draw the short side in the input frame from a list (Mask R-CNN, app. B: scale augmentation)."""
 
     choices: Sequence[int]
-    long_px: int
+    long_px: int | None
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Choose the size in the input frame."""
         short = self.choices[int(torch.randint(len(self.choices), (), generator=generator))]
         return replace(sample, input_size=ResizeRule(short, self.long_px).size(sample.instances.image_size))
 
@@ -72,6 +74,7 @@ class ScaleJitterCrop:
     high: float
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Choose a scale and cut a window."""
         height, width = sample.instances.image_size
         scale = self.rule.scale((height, width)) * math.exp(_uniform(generator, math.log(self.low), math.log(self.high)))
         side = max(1, round(self.crop_px / scale))
@@ -90,6 +93,7 @@ class Transpose:
     p: float = 0.5
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Transpose, or not."""
         if _uniform(generator, 0, 1) >= self.p:
             return sample
         size = None if sample.input_size is None else (sample.input_size[1], sample.input_size[0])
@@ -104,6 +108,7 @@ class ColorJitter:
         self._jitter = v2.ColorJitter(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Change the colors, or not."""
         if _uniform(generator, 0, 1) >= self.p:
             return sample
         seed = int(torch.randint(2**31, (), generator=generator))
@@ -120,6 +125,7 @@ class Compose:
     steps: Sequence[Transform]
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Apply every step."""
         for step in self.steps:
             sample = step(sample, generator)
         return sample

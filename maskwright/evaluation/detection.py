@@ -83,7 +83,9 @@ def evaluate_detections(
     field = "bbox" if kind == "bbox" else "segmentation"
     missing = sum(field not in entry for entry in results)
     if missing:
-        raise ValueError(f"{missing} of {len(results)} results have no {field!r}: score them by {'masks' if kind == 'bbox' else 'boxes'}")
+        raise ValueError(
+            f"{missing} of {len(results)} results have no {field!r}: score them by {'masks' if kind == 'bbox' else 'boxes'}"
+        )
     keys = ("image_id", "category_id", "score", field)  # a box beside a mask would decide the area range
     truth = hotcoco.COCO(dataset.to_coco())
     run = hotcoco.COCOeval(truth, truth.load_res([{key: entry[key] for key in keys} for entry in results]), kind)

@@ -71,9 +71,7 @@ class Model:
     @overload
     def predict(self, source: Source, *, threshold: float = ..., max_detections: int | None = ...) -> Result: ...
     @overload
-    def predict(
-        self, source: list[Source], *, threshold: float = ..., max_detections: int | None = ...
-    ) -> list[Result]: ...
+    def predict(self, source: list[Source], *, threshold: float = ..., max_detections: int | None = ...) -> list[Result]: ...
     def predict(
         self, source: Source | list[Source], *, threshold: float = 0.5, max_detections: int | None = None
     ) -> Result | list[Result]:
@@ -102,7 +100,9 @@ class Model:
             (instances,) = self.detect(self._batch(pixels), max_detections=max_detections)
             assert instances.scores is not None
             kept = instances[instances.scores >= threshold].to("cpu")
-            yield Result(kept, self.categories, source if isinstance(source, (str, Path)) else pixels, self.system.input.intensity)
+            yield Result(
+                kept, self.categories, source if isinstance(source, (str, Path)) else pixels, self.system.input.intensity
+            )
 
     def detect(self, images: ImageBatch, *, max_detections: int | None = None) -> list[Instances]:
         """All detections of a batch, original frame, whatever their scores."""

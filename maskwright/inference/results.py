@@ -30,7 +30,7 @@ class Result:
     instances: Instances
     categories: Categories
     source: str | Path | npt.NDArray[np.uint8]
-    intensity: Intensity = Intensity()
+    intensity: Intensity
 
     def __len__(self) -> int:
         return len(self.instances)
@@ -109,7 +109,8 @@ class Result:
 
 def to_coco_file(results: Sequence[Result], file_names: Sequence[str]) -> dict[str, Any]:
     """Results of several images as one COCO data set with scores: any COCO tool opens it, and it can be scored."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, (result, file_name) in enumerate(zip(results, file_names, strict=True), start=1):
         height, width = result.instances.image_size
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})

@@ -79,7 +79,7 @@ def predict_files(
 
 
 def _write(result: Result, out: Path, name: str, formats: Sequence[str]) -> list[Path]:
-    written = []
+    written: list[Path] = []
     if "png" in formats:
         picture = result.plot()
         _keep(written, out / f"{name}.png", lambda path: atomic_write(path, lambda temporary: picture.save(temporary, "PNG")))

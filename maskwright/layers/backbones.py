@@ -4,7 +4,7 @@ They answer {stride: (B, C, H / stride, W / stride)}.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 from timm.layers import freeze_batch_norm_2d
@@ -24,13 +24,13 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, *, strides: Sequence[int], norm: Literal["frozen", "group"]) -> None:
         super().__init__()
-        options = {"norm_layer": GroupNorm} if norm == "group" else {}
+        options: dict[str, Any] = {"norm_layer": GroupNorm} if norm == "group" else {}
         levels = {2: 0, 4: 1, 8: 2, 16: 3, 32: 4}  # timm numbers the maps of its residual networks by stride
-        network = timm.create_model(name, features_only=True, out_indices=tuple(levels[s] for s in strides), **options)
+        network: Any = timm.create_model(name, features_only=True, out_indices=tuple(levels[s] for s in strides), **options)
         self.name = name
         self.strides = tuple(strides)
         self.channels = dict(zip(network.feature_info.reduction(), network.feature_info.channels(), strict=True))
-        self.network = freeze_batch_norm_2d(network) if norm == "frozen" else network
+        self.network: nn.Module = freeze_batch_norm_2d(network) if norm == "frozen" else network  # type: ignore[no-untyped-call]
 
     def forward(self, pixels: Tensor) -> dict[int, Tensor]:
         """Feature maps by stride."""

@@ -19,4 +19,5 @@ def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> T
         return groups.new_zeros(0)
     wide = boxes.detach().double()
     shift = groups.double() * (wide.max() - wide.min() + 1)
-    return nms(wide + shift[:, None], scores.detach().double(), iou)
+    kept: Tensor = nms(wide + shift[:, None], scores.detach().double(), iou)
+    return kept

@@ -18,6 +18,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(num_groups=max(1, num_channels // 16), num_channels=num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, …), normalized."""
         with torch.autocast(x.device.type, enabled=False):
             return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 

@@ -55,6 +55,7 @@ class RoiAlign(nn.Module):
         self.sampling_ratio = sampling_ratio
 
     def extra_repr(self) -> str:
+        """Numbers for print(module)."""
         return f"side={self.side}, strides={self.strides}, sampling_ratio={self.sampling_ratio}"
 
     def forward(self, features: Mapping[int, Tensor], rois: Rois) -> Tensor:

@@ -132,7 +132,9 @@ def parse_recipe(data: Any) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in e['loc']) or 'recipe'}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        lines = [
+            f"{'.'.join(str(part) for part in e['loc']) or 'recipe'}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+        ]
         raise ValueError("the recipe does not fit:\n  " + "\n  ".join(lines)) from None
 
 

@@ -187,7 +187,9 @@ def initialize(system: System, categories: Categories, path: Path, say: Callable
         rows = rows_per_class.get(name)
         if source is None or (rows is None and source.shape != tensor.shape) or source.shape[1:] != tensor.shape[1:]:
             got = "missing" if source is None else tuple(source.shape)
-            raise ValueError(f"{file}: {name} is {got}, expected {tuple(tensor.shape)}: these weights belong to another network")
+            raise ValueError(
+                f"{file}: {name} is {got}, expected {tuple(tensor.shape)}: these weights belong to another network"
+            )
         if rows is None:
             tensor.copy_(source)
         else:
@@ -198,9 +200,7 @@ def initialize(system: System, categories: Categories, path: Path, say: Callable
         say(f"rows that start afresh: {', '.join(fresh)}")
 
 
-def _copy_class_rows(
-    target: Tensor, source: Tensor, rows: int, pairs: list[tuple[int, int]], counts: tuple[int, int]
-) -> None:
+def _copy_class_rows(target: Tensor, source: Tensor, rows: int, pairs: list[tuple[int, int]], counts: tuple[int, int]) -> None:
     """Copy the rows of classes, and what follows them (the background)."""
     for new, old in pairs:
         target[new * rows : (new + 1) * rows] = source[old * rows : (old + 1) * rows].to(target.dtype)

@@ -161,9 +161,7 @@ class ImageBatch:
         pixels = images[0].new_zeros((len(images), 3, height, width))
         for row, image, (h, w) in zip(pixels, images, sizes, strict=True):
             row[:, :h, :w] = image
-        return cls(
-            pixels=pixels, sizes=sizes, original_sizes=list(original_sizes), keys=None if keys is None else list(keys)
-        )
+        return cls(pixels=pixels, sizes=sizes, original_sizes=list(original_sizes), keys=None if keys is None else list(keys))
 
     def to(self, device: torch.device | str) -> ImageBatch:
         """The same batch on another device."""
@@ -179,6 +177,10 @@ class ImageBatch:
     def to_original_frame(self, detections: Sequence[Instances]) -> list[Instances]:
         """Boxes of each image from the input frame to the original one, cut to the image; masks are pasted after this."""
         return [
-            replace(d, image_size=original, boxes=box_functions.clip(box_functions.scale(d.boxes, from_size=size, to_size=original), original))
+            replace(
+                d,
+                image_size=original,
+                boxes=box_functions.clip(box_functions.scale(d.boxes, from_size=size, to_size=original), original),
+            )
             for d, size, original in zip(detections, self.sizes, self.original_sizes, strict=True)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,10 +50,12 @@ class Instances:
         if self.masks is not None and (len(self.masks) != n or self.masks.image_size != self.image_size):
             height, width = self.masks.image_size
             raise ValueError(
-                f"masks are ({len(self.masks)}, {height}, {width}) but image_size is {self.image_size} and there are {n} boxes: "
+                f"masks are ({len(self.masks)}, {height}, {width}) but image_size is {self.image_size} with {n} boxes: "
                 "resize image and Instances together with data.transforms"
             )
-        if self.keypoints is not None and (self.keypoints.ndim != 3 or len(self.keypoints) != n or self.keypoints.shape[2] != 3):
+        if self.keypoints is not None and (
+            self.keypoints.ndim != 3 or len(self.keypoints) != n or self.keypoints.shape[2] != 3
+        ):
             raise ValueError(f"keypoints are {tuple(self.keypoints.shape)} but there are {n} boxes: expected ({n}, J, 3)")
 
     def __len__(self) -> int:
@@ -64,8 +67,9 @@ class Instances:
 
     def __getitem__(self, index: Tensor | slice | Sequence[int]) -> Instances:
         """Rows by mask, indices or slice; always an `Instances`."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
-        return replace(self, **{name: None if column is None else column[index] for name, column in columns.items()})
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
+        moved: dict[str, Any] = {name: None if column is None else column[index] for name, column in columns.items()}
+        return replace(self, **moved)
 
     @property
     def crowd(self) -> Tensor:
@@ -85,7 +89,7 @@ class Instances:
     @classmethod
     def cat(cls, parts: Sequence[Instances]) -> Instances:
         """All objects of several sets over the same image; columns must be the same ones."""
-        columns: dict[str, Tensor | Masks | None] = {}
+        columns: dict[str, Any] = {}
         for f in fields(cls)[1:]:
             values = [getattr(part, f.name) for part in parts]
             missing = [value is None for value in values]
@@ -95,12 +99,13 @@ class Instances:
                 columns[f.name] = None
             else:
                 columns[f.name] = Masks.cat(values) if f.name == "masks" else torch.cat(values)
-        return replace(parts[0], **columns)  # type: ignore[arg-type]
+        return replace(parts[0], **columns)
 
     def to(self, device: torch.device | str) -> Instances:
         """The same objects on another device."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
-        return replace(self, **{name: None if column is None else column.to(device) for name, column in columns.items()})
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
+        moved: dict[str, Any] = {name: None if column is None else column.to(device) for name, column in columns.items()}
+        return replace(self, **moved)
 
     def with_masks(self, masks: Masks) -> Instances:
         """The same objects with masks of the same frame."""

@@ -13,7 +13,7 @@ class KeypointSchema:
     Args:
         names: one name for each keypoint.
         flip_pairs: indices that trade places when the image is mirrored left-right.
-        sigmas: spread of annotators for each keypoint relative to the object's scale (COCO's OKS constants); J of them, or none.
+        sigmas: spread of annotators for each keypoint relative to the object's scale (COCO's OKS), J or none.
         skeleton: index pairs to draw lines between.
     """
 
@@ -37,7 +37,11 @@ class KeypointSchema:
         if tuple(names) == COCO_PERSON.names:
             return COCO_PERSON
         place = {name: i for i, name in enumerate(names)}
-        pairs = [(i, place[other]) for name, i in place.items() if (other := name.replace("left", "right")) != name and other in place]
+        pairs = [
+            (i, place[other])
+            for name, i in place.items()
+            if (other := name.replace("left", "right")) != name and other in place
+        ]
         return cls(names=tuple(names), flip_pairs=tuple(pairs), skeleton=tuple(skeleton))
 
     @property

@@ -80,7 +80,7 @@ class MaskProbs:
             share = (weights[group] / weights[group].sum()).tolist()
             total = np.zeros((window[3] - window[1], window[2] - window[0]), dtype=np.float32)
             for row, part in zip(group.tolist(), share, strict=True):
-                total += part * _interpolate(grids[row], corners[row].numpy(), window)
+                total += np.float32(part) * _interpolate(grids[row], corners[row].numpy(), window)
             probs.append(torch.from_numpy(total))
             boxes.append(union)
         return MaskProbs(probs, torch.stack(boxes).to(self.boxes.dtype) if boxes else self.boxes[:0])
@@ -127,10 +127,9 @@ def _interpolate(
     return stretched
 
 
-def _hats(
-    pixels: npt.NDArray[np.int64], low: float, high: float, cells: int
-) -> Grid:
+def _hats(pixels: npt.NDArray[np.int64], low: float, high: float, cells: int) -> Grid:
     """Bilinear weights (pixels, cells): cell centres lie at (k + 0.5) / cells of the way from low to high."""
     position = (pixels + 0.5 - low) / max(high - low, 1e-12) * cells - 0.5
     weights = 1 - np.abs(position[:, None] - np.arange(cells))
-    return np.maximum(weights, 0).astype(np.float32)
+    hats: Grid = np.maximum(weights, 0).astype(np.float32)
+    return hats

@@ -203,9 +203,7 @@ class Masks:
 
     def areas(self) -> Tensor:
         """Pixels that are on, int64 (N,)."""
-        areas = [
-            int(row.sum()) if isinstance(row, np.ndarray) else int((row[1] - row[0]).sum()) for row, _ in self._rows()
-        ]
+        areas = [int(row.sum()) if isinstance(row, np.ndarray) else int((row[1] - row[0]).sum()) for row, _ in self._rows()]
         return torch.tensor(areas, dtype=torch.int64)
 
     def boxes(self) -> Tensor:

@@ -68,7 +68,8 @@ def counts_to_string(counts: Ints) -> str:
     """Encode counts in COCO's compressed form."""
     values = counts.astype(np.int64)
     values[3:] -= counts[1:-2]
-    symbols, alive = [], []
+    symbols: list[Ints] = []
+    alive: list[Bitmap] = []
     more = np.ones(values.shape, dtype=bool)
     while more.any():
         low = values & 0x1F
@@ -79,7 +80,8 @@ def counts_to_string(counts: Ints) -> str:
         more &= ~done
     if not symbols:
         return ""
-    return np.stack(symbols, axis=1)[np.stack(alive, axis=1)].astype(np.uint8).tobytes().decode("ascii")
+    text = np.stack(symbols, axis=1)[np.stack(alive, axis=1)].astype(np.uint8).tobytes()
+    return text.decode("ascii")
 
 
 def check_counts(counts: Any, size: tuple[int, int]) -> Ints:

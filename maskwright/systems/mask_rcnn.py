@@ -17,13 +17,13 @@ R RoIs of the batch · C channels · K classes, with the background as the last 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.layers.assignment import NEGATIVE, POSITIVE, BalancedSampler, IouMatcher
+from maskwright.layers.assignment import BalancedSampler, IouMatcher
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.fpn import FeaturePyramid
@@ -139,7 +139,8 @@ class FasterRCNN(nn.Module):
 
     def class_rows(self) -> dict[str, int]:
         """Parameters whose rows belong to classes, and how many rows each class has."""
-        heads = {"box_head": self.box_head, **{f"instance_heads.{name}": head for name, head in self.instance_heads.items()}}
+        heads: dict[str, Any] = {f"instance_heads.{name}": head for name, head in self.instance_heads.items()}
+        heads["box_head"] = self.box_head
         return {f"{name}.{row}": rows for name, head in heads.items() for row, rows in head.CLASS_ROWS.items()}
 
     def _heads(self) -> list[InstanceHead]:
@@ -194,6 +195,7 @@ class RegionProposalNetwork(nn.Module):
         self.sampler = BalancedSampler(num_samples, positive_fraction=0.5)
 
     def forward(self, features: Features) -> Candidates:
+        """Objectness and deltas of every anchor of every level."""
         logits, deltas, anchors = [], [], []
         for stride, shapes in self.shapes.items():
             hidden = F.relu(self.conv(features[stride]))
@@ -203,9 +205,7 @@ class RegionProposalNetwork(nn.Module):
             anchors.append(anchor_grid(shapes.to(hidden.device), (height, width), stride))
         return Candidates(logits, deltas, anchors)
 
-    def loss(
-        self, candidates: Candidates, targets: list[Instances], generators: list[torch.Generator]
-    ) -> dict[str, Loss]:
+    def loss(self, candidates: Candidates, targets: list[Instances], generators: list[torch.Generator]) -> dict[str, Loss]:
         """Sigmoid cross entropy and L1 over sampled anchors, divided by the samples an image should have (detectron2)."""
         anchors = torch.cat(candidates.anchors)
         logits, deltas = torch.cat(candidates.logits, dim=1), torch.cat(candidates.deltas, dim=1)
@@ -223,9 +223,7 @@ class RegionProposalNetwork(nn.Module):
         return {"rpn_objectness": Loss(objectness, count), "rpn_box": Loss(regression, count)}
 
     @torch.no_grad()  # Faster R-CNN, sec. 3.2, approximate joint training: no gradient through the coordinates of proposals
-    def propose(
-        self, candidates: Candidates, sizes: list[tuple[int, int]], *, per_level: int, keep: int
-    ) -> list[Instances]:
+    def propose(self, candidates: Candidates, sizes: list[tuple[int, int]], *, per_level: int, keep: int) -> list[Instances]:
         """The best `keep` boxes of each image, best first, input frame; suppression happens within a level.
 
         The best `per_level` anchors of each level take part.
@@ -265,9 +263,7 @@ class RoiSampler:
         self.matcher = IouMatcher(positive=0.5, negative=0.5, rescue=False)
         self.sampler = BalancedSampler(per_image, positive_fraction)
 
-    def __call__(
-        self, proposals: list[Tensor], targets: list[Instances], generators: list[torch.Generator]
-    ) -> SampledRois:
+    def __call__(self, proposals: list[Tensor], targets: list[Instances], generators: list[torch.Generator]) -> SampledRois:
         """Draw from proposals, xyxy px (N, 4) for each image, with the objects' own boxes added."""
         positive_boxes, negative_boxes, labels, target_boxes, target_rows = [], [], [], [], []
         for boxes, target, generator in zip(proposals, targets, generators, strict=True):
@@ -280,12 +276,10 @@ class RoiSampler:
             labels.append(target.labels[rows])
             target_boxes.append(target.boxes[rows])
             target_rows.append(rows)
-        positives, negatives = Rois.of(positive_boxes), Rois.of(negative_boxes)
-        background = torch.full_like(negatives.image_index, self.num_classes)
+        objects, others = Rois.of(positive_boxes), Rois.of(negative_boxes)
+        background = torch.full_like(others.image_index, self.num_classes)
         return SampledRois(
-            rois=Rois(
-                torch.cat([positives.boxes, negatives.boxes]), torch.cat([positives.image_index, negatives.image_index])
-            ),
+            rois=Rois(torch.cat([objects.boxes, others.boxes]), torch.cat([objects.image_index, others.image_index])),
             labels=torch.cat([*labels, background]),
             target_boxes=torch.cat(target_boxes),
             target_rows=target_rows,
@@ -401,7 +395,7 @@ class MaskHead(nn.Module):
         hidden = self.pool(features, rois)  # (R, C, M / 2, M / 2)
         for conv in self.convs:
             hidden = F.relu(conv(hidden))
-        logits = self.predictor(F.relu(self.deconv(hidden))).float()  # (R, K, M, M)
+        logits: Tensor = self.predictor(F.relu(self.deconv(hidden))).float()  # (R, K, M, M)
         return logits[torch.arange(len(labels), device=labels.device), labels]
 
     def loss(self, features: Features, sampled: SampledRois, targets: list[Instances]) -> dict[str, Loss]:
@@ -421,9 +415,7 @@ class MaskHead(nn.Module):
         labels = torch.cat([d.labels for d in detections])
         probs = self(features, rois, labels).sigmoid()
         parts = probs.split([len(d) for d in detections])
-        return [
-            d.with_masks(MaskProbs(part, d.boxes).paste(d.image_size)) for d, part in zip(detections, parts, strict=True)
-        ]
+        return [d.with_masks(MaskProbs(part, d.boxes).paste(d.image_size)) for d, part in zip(detections, parts, strict=True)]
 
 
 def mask_targets(masks: Masks, boxes: Tensor, rows: Tensor, *, side: int) -> Tensor:

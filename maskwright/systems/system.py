@@ -28,7 +28,7 @@ class Loss(NamedTuple):
 
     total: Tensor
     """Sum of the term, float32 scalar."""
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # the field's word; a loss has no use for tuple.count
     """What to divide by; may be 0 where the total is."""
 
 
@@ -55,11 +55,11 @@ class System(Protocol):
         """Parameters whose first rows belong to classes in order, and how many rows each class has."""
 
     # What torch.nn.Module gives.
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
-    def modules(self) -> Iterator[nn.Module]: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
-    def to(self, device: torch.device | str) -> Any: ...
-    def train(self, mode: bool = True) -> Any: ...
-    def eval(self) -> Any: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...  # noqa: D102
+    def modules(self) -> Iterator[nn.Module]: ...  # noqa: D102
+    def state_dict(self) -> dict[str, Tensor]: ...  # noqa: D102
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...  # noqa: D102
+    def to(self, device: torch.device | str) -> Any: ...  # noqa: D102
+    def train(self, mode: bool = True) -> Any: ...  # noqa: D102
+    def eval(self) -> Any: ...  # noqa: D102

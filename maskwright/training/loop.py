@@ -23,7 +23,8 @@ from maskwright.data import CocoDataset, open_datasets
 from maskwright.data.coco import Categories
 from maskwright.data.files import write_json, write_text
 from maskwright.data.loader import Batch, TrainingImages, batches_per_epoch, evaluation_batches, training_batches
-from maskwright.evaluation.detection import DetectionMetrics, detect, evaluate_detections
+from maskwright.evaluation import DetectionMetrics, contact_sheet, detect, draw_instances, evaluate_detections
+from maskwright.evaluation.report import write_report
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.norms import has_frozen_norms
 from maskwright.recipes import Recipe, Stage
@@ -92,6 +93,7 @@ def train(
     while run.stage < len(recipe.stages):
         metrics = _train_stage(run, recipe.stages[run.stage], state) or metrics
         run.stage, run.step, state = run.stage + 1, 0, None
+    _write_report(run)
     return metrics or _evaluate(run)[1][-1]
 
 
@@ -106,9 +108,7 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
     total = max(1, round(stage.epochs * per_epoch))
     transform = augmentation(stage.augment, run.system.input, run.train.keypoint_schema)
     images = TrainingImages(run.train, spec=run.system.input, transform=transform, seed=run.recipe.seed + run.stage)
-    batches = training_batches(
-        images, batch_size=micro_size, workers=run.recipe.workers, start=run.step * stage.micro_batches
-    )
+    batches = training_batches(images, batch_size=micro_size, workers=run.recipe.workers, start=run.step * stage.micro_batches)
     metrics = None
     with _progress(run.console) as progress:
         task = progress.add_task("train", total=total, completed=run.step, loss="")
@@ -130,9 +130,7 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
     return metrics
 
 
-def _step(
-    run: _Run, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], clip_norm: float | None
-) -> dict[str, float]:
+def _step(run: _Run, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], clip_norm: float | None) -> dict[str, float]:
     """One step of the optimizer over the micro-batches of a batch; the loss terms."""
     device = run.precision.device
     moved = [(b.images.to(device), [t.to(device) for t in b.targets]) for b in batches]
@@ -148,7 +146,7 @@ def _step(
         with run.precision.autocast():
             losses = run.system.loss(images, targets)
         terms = {name: loss.total / counts.get(name, loss.count).clamp(min=1) for name, loss in losses.items()}
-        torch.stack(list(terms.values())).sum().backward()
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
         for name, term in terms.items():
             values[name] = values.get(name, 0.0) + float(term.detach())
     trainable = [p for p in run.system.parameters() if p.grad is not None]
@@ -213,7 +211,7 @@ def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float, time_s
     if improved:
         save_model(run.out / "best", run.card, run.scored.state_dict())
     _save_last(run, optimizer)
-    line = {
+    line: dict[str, Any] = {
         "stage": run.stage,
         "epoch": round(epoch, 3),
         "step": run.step,
@@ -231,6 +229,23 @@ def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float, time_s
         f"{shown}{' (best)' if improved else ''}"
     )
     return metrics[-1]
+
+
+def _write_report(run: _Run) -> None:
+    """report.html, with pictures of the first validation images."""
+    pictures = []
+    run.scored.eval()
+    with torch.inference_mode(), run.precision.autocast():
+        some = run.val.subset(range(min(8, len(run.val))))
+        for i, batch in enumerate(evaluation_batches(some, spec=run.system.input, batch_size=1)):
+            (found,) = run.scored.predict(batch.images.to(run.precision.device))
+            assert found.scores is not None
+            image = some.read(i, run.system.input.intensity).image.numpy()
+            pictures.append(draw_instances(image, found[found.scores >= 0.5].to("cpu"), run.val.categories.names))
+    run.scored.train()
+    summary = f"{len(run.train)} training and {len(run.val)} validation images; best AP {100 * run.best:.1f} percent."
+    sheet = contact_sheet(pictures, columns=4, tile_px=480)
+    write_report(run.out, title=f"{run.recipe.system}: {run.out.name}", summary=summary, picture=sheet)
 
 
 # Checkpoints
@@ -277,9 +292,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
 # Beginning
 
 
-def _open_run(
-    recipe: Recipe, out: Path, *, init: Path | None, resume: bool, device: str, console: Console
-) -> _Run:
+def _open_run(recipe: Recipe, out: Path, *, init: Path | None, resume: bool, device: str, console: Console) -> _Run:
     """Check everything that can be checked before the first step, then write the folder."""
     if recipe.data is None:
         raise ValueError("the recipe names no data")
@@ -294,7 +307,9 @@ def _open_run(
         system = build_system(recipe.system, arguments)
     system.input = replace(system.input, intensity=recipe.intensity)
     if system.task == Task.INSTANCES and not (train_set.has_masks and val_set.has_masks):
-        raise ValueError(f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system")
+        raise ValueError(
+            f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"
+        )
     if not resume:
         _starting_weights(system, recipe, train_set.categories, init, console)
     cast(nn.Module, system).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -62,7 +62,7 @@ def learning_rate_factor(schedule: ScheduleOptions, step: int, total: int) -> fl
 
 
 def moving_average(system: System, decay: float) -> AveragedModel:
-    """An exponential moving average of the parameters, quicker while young: the decay rises to its value over the first steps."""
+    """An exponential moving average of the parameters; the decay rises to its value over the first steps."""
 
     @torch.no_grad()
     def follow(averages: Sequence[Tensor], current: Sequence[Tensor], count: Tensor) -> None:

@@ -1,0 +1,70 @@
+"""`maskwright demo`: the whole way on the nuclei that ship with the repository."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from maskwright import api
+from maskwright.evaluation import contact_sheet
+from maskwright.overview import metric_tables
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "nuclei"
+SYSTEM = "mask-rcnn-small"
+
+
+def run_demo(out: Path, *, device: str, console: Console) -> None:
+    """Train, evaluate, predict, draw; say what was done and where it is.
+
+    Raises:
+        ValueError: not run from a clone of the repository, or the folder is taken.
+    """
+    if not EXAMPLES.is_dir():
+        raise ValueError(f"{EXAMPLES}: the examples are not here: run the demo in a clone of the repository")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out}: the folder is not empty: remove it, or choose another with --out")
+    began = time.monotonic()
+    console.print(f"1. Fine-tune {SYSTEM} on 32 images of {EXAMPLES}, from the weights beside them.", highlight=False)
+    api.train(
+        SYSTEM,
+        data=EXAMPLES,
+        out=out,
+        init=EXAMPLES / "weights.safetensors",
+        changes=[
+            "epochs=16",
+            "evaluate_every=8",
+            "optimizer.lr=0.0001",
+            "schedule.warmup_steps=20",
+            "augment.vertical_flip=0.5",
+            "augment.transpose=0.5",
+            "ema_decay=0.98",
+        ],
+        device=device,
+        console=console,
+    )
+    console.print("2. Evaluate the best model on 16 validation images it never saw.")
+    model = api.load(out, device=device)
+    evaluation = api.evaluate(model, data=EXAMPLES, max_detections=(1, 10, 300), console=console)
+    for table in metric_tables(evaluation.metrics):
+        console.print(table)
+    console.print("3. Predict them, and write pictures, outlines and COCO masks.")
+    val = [EXAMPLES / "images" / name for name in _validation_files()]
+    predictions = api.predict(model, val, out=out / "predictions", formats=("coco", "geojson", "png"), console=console)
+    sheet = contact_sheet([result.plot() for result in predictions.results[:8]], columns=4, tile_px=480)
+    sheet.save(out / "overview.png")
+    console.print(
+        f"\nDone in {time.monotonic() - began:.0f} s: "
+        f"{sum(len(result) for result in predictions.results)} nuclei found in {len(predictions.results)} images.\n"
+        f"  {out / 'overview.png'}: eight of them at a glance\n"
+        f"  {out / 'predictions'}: a picture and a GeoJSON for each image, predictions.json with all masks\n"
+        f"  {out / 'report.html'}: training curve and metrics\n"
+        f"  {out / 'best'}: the model, for maskwright predict {out} IMAGES --out DIR",
+        highlight=False,
+    )
+
+
+def _validation_files() -> list[str]:
+    from maskwright.data.catalog import open_split
+
+    dataset = open_split(EXAMPLES, "val")
+    return [dataset.file_name(i) for i in range(len(dataset))]
