@@ -78,7 +78,7 @@ class MaskProbs:
             union = torch.cat([corners[group, :2].amin(0).floor(), corners[group, 2:].amax(0).ceil()])
             window: Window = (int(union[0]), int(union[1]), int(union[2]), int(union[3]))
             share = (weights[group] / weights[group].sum()).tolist()
-            total = np.zeros((window[3] - window[1], window[2] - window[0]), dtype=np.float32)
+            total: Grid = np.zeros((window[3] - window[1], window[2] - window[0]), dtype=np.float32)
             for row, part in zip(group.tolist(), share, strict=True):
                 total += np.float32(part) * _interpolate(grids[row], corners[row].numpy(), window)
             probs.append(torch.from_numpy(total))

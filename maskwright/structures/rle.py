@@ -42,7 +42,7 @@ def check_size(size: Sequence[Any]) -> tuple[int, int]:
 
 def counts_from_string(text: str | bytes) -> Ints:
     """Decode COCO's compressed counts."""
-    data = text.encode("ascii", errors="replace") if isinstance(text, str) else bytes(text)
+    data = text.encode("utf-8", errors="replace") if isinstance(text, str) else text
     symbols = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - 48
     if symbols.size == 0:
         return _EMPTY

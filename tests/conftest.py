@@ -1,0 +1,85 @@
+"""Small data sets made on the spot, and the sample that ships with the repository."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskwright.structures import Masks
+
+torch.set_num_threads(2)
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "nuclei"
+
+
+def make_coco(root: Path, *, images: int = 4, split: str = "train", size: tuple[int, int] = (96, 128), seed: int = 0) -> dict[str, Any]:
+    """Write `images` pictures of bright rectangles and discs, classes 7 "box" and 3 "disc", and return the annotations."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    data: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 7, "name": "box"}, {"id": 3, "name": "disc"}],
+    }
+    for i in range(images):
+        pixels = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+        image_id = 100 * (i + 1) + (5000 if split == "val" else 0)
+        for k in range(2):
+            x, y = int(rng.integers(2, width - 42)), int(rng.integers(2, height - 42))
+            w, h = (int(v) for v in rng.integers(24, 40, 2))
+            if k == 0:
+                mask = np.zeros((height, width), dtype=bool)
+                mask[y : y + h, x : x + w] = True
+                segmentation: Any = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+                box, area, category = [x, y, w, h], w * h, 7
+            else:
+                yy, xx = np.mgrid[:height, :width]
+                mask = (yy - y - 16) ** 2 + (xx - x - 16) ** 2 <= 16**2
+                masks = Masks.from_dense(torch.from_numpy(mask[None]))
+                x0, y0, x1, y1 = masks.boxes()[0].tolist()
+                segmentation = masks.to_rles()[0]
+                box, area, category = [x0, y0, x1 - x0, y1 - y0], int(mask.sum()), 3
+            pixels[mask] = (230, 60, 60) if k == 0 else (60, 230, 60)
+            data["annotations"].append(
+                {
+                    "id": len(data["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "iscrowd": 0,
+                    "area": area,
+                    "bbox": box,
+                    "segmentation": segmentation,
+                }
+            )
+        name = f"{split}_{i}.png"
+        Image.fromarray(pixels).save(root / "images" / name)
+        data["images"].append({"id": image_id, "file_name": name, "height": height, "width": width})
+    (root / "annotations" / f"{split}.json").write_text(json.dumps(data))
+    return data
+
+
+@pytest.fixture
+def coco_folder(tmp_path: Path) -> Path:
+    """A folder with a train and a val split of four small pictures each."""
+    make_coco(tmp_path / "data", split="train", seed=1)
+    make_coco(tmp_path / "data", split="val", seed=2)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def write_annotations(tmp_path: Path) -> Callable[[Any], Path]:
+    """Write annotations, or any text, to a file."""
+
+    def write(data: Any) -> Path:
+        path = tmp_path / "annotations.json"
+        path.write_text(data if isinstance(data, str) else json.dumps(data))
+        return path
+
+    return write

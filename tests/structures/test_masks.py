@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torchvision.ops import roi_align
+
+from maskwright.structures import Masks, masks, polygons
+
+stacks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=14), elements=st.booleans())
+
+
+def dense(m: Masks) -> np.ndarray:
+    return m.to_dense().numpy()
+
+
+@given(stacks)
+def test_dense_and_rle_round_trips_are_exact(stack):
+    m = Masks.from_dense(torch.from_numpy(stack))
+    assert (dense(m) == stack).all()
+    assert (dense(Masks.from_rles(m.to_rles(), m.image_size)) == stack).all()
+    assert m.areas().tolist() == stack.sum(axis=(1, 2)).tolist()
+
+
+@given(stacks, st.data())
+def test_rows_past_the_budget_answer_like_bitmaps(stack, data):
+    budget = data.draw(st.integers(0, stack.size))
+    m = Masks.from_dense(torch.from_numpy(stack))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "BITMAP_BUDGET_BYTES", budget)
+        tight = Masks.from_dense(torch.from_numpy(stack))
+        assert (dense(tight) == stack).all()
+        assert tight.to_rles() == m.to_rles()
+        assert tight.areas().tolist() == m.areas().tolist()
+        order = data.draw(st.lists(st.integers(0, len(stack) - 1), max_size=5))
+        assert (dense(tight[order]) == stack[order]).all()
+        assert (dense(Masks.cat([tight, m[order]])) == np.concatenate([stack, stack[order]])).all()
+        rows = torch.arange(len(stack))
+        boxes = torch.tensor([[0.0, 0.0, stack.shape[2], stack.shape[1]]]).repeat(len(stack), 1)
+        assert torch.equal(tight.coverage(boxes, rows, side=4, samples=3), m.coverage(boxes, rows, side=4, samples=3))
+
+
+def test_budget_turns_large_masks_into_runs(monkeypatch):
+    monkeypatch.setattr(masks, "BITMAP_BUDGET_BYTES", 150)
+    m = Masks.from_dense(torch.ones(3, 10, 10, dtype=torch.bool))
+    assert m.is_runs.tolist() == [False, True, True]
+    assert m.nbytes < 300
+
+
+@given(stacks)
+def test_outlines_fill_back_to_the_same_pixels(stack):
+    m = Masks.from_dense(torch.from_numpy(stack))
+    ys, xs = np.mgrid[: stack.shape[1], : stack.shape[2]] + 0.5
+    for bitmap, parts in zip(stack, m.to_polygons(), strict=True):
+        filled = np.zeros(bitmap.shape, dtype=int)
+        for part in parts:
+            assert polygons.signed_area(part[0]) > 0
+            assert all(polygons.signed_area(hole) < 0 for hole in part[1:])
+            inside = np.zeros(bitmap.shape, dtype=int)
+            for ring in part:
+                assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)  # no ring touches itself
+                (x1, y1), (x2, y2) = ring.T, np.roll(ring, -1, axis=0).T
+                for a, b, c, d in zip(x1, y1, x2, y2, strict=True):
+                    inside += (a == c) & (a > xs) & (min(b, d) < ys) & (ys < max(b, d))
+            filled += inside % 2
+        assert (filled == bitmap).all()
+        assert sum(polygons.signed_area(ring) for part in parts for ring in part) == bitmap.sum()
+
+
+def test_holes_and_parts_are_told_apart():
+    bitmap = np.zeros((9, 12), dtype=bool)
+    bitmap[1:8, 1:8] = True
+    bitmap[2:7, 2:7] = False
+    bitmap[4, 4] = True  # an island in the hole
+    bitmap[3, 10] = True
+    (parts,) = Masks.from_dense(torch.from_numpy(bitmap[None])).to_polygons()
+    assert sorted(len(part) for part in parts) == [1, 1, 2]
+    ringed = next(part for part in parts if len(part) == 2)
+    assert sorted(map(tuple, ringed[1].tolist())) == [(2, 2), (2, 7), (7, 2), (7, 7)]
+
+
+@given(stacks, st.integers(1, 20), st.integers(1, 20))
+def test_resize_takes_the_pixel_under_each_new_centre(stack, height, width):
+    m = Masks.from_dense(torch.from_numpy(stack)).resize((height, width))
+    rows = np.floor((np.arange(height) + 0.5) * (stack.shape[1] / height)).astype(int)
+    columns = np.floor((np.arange(width) + 0.5) * (stack.shape[2] / width)).astype(int)
+    assert (dense(m) == stack[:, rows][:, :, columns]).all()
+
+
+@given(stacks, st.data())
+def test_crop_flip_and_transpose_equal_slicing(stack, data):
+    m = Masks.from_dense(torch.from_numpy(stack))
+    x0 = data.draw(st.integers(0, stack.shape[2] - 1))
+    y0 = data.draw(st.integers(0, stack.shape[1] - 1))
+    x1 = data.draw(st.integers(x0 + 1, stack.shape[2]))
+    y1 = data.draw(st.integers(y0 + 1, stack.shape[1]))
+    assert (dense(m.crop((x0, y0, x1, y1))) == stack[:, y0:y1, x0:x1]).all()
+    assert (dense(m.flip(horizontal=True)) == stack[:, :, ::-1]).all()
+    assert (dense(m.flip(horizontal=False)) == stack[:, ::-1]).all()
+    assert (dense(m.transpose()) == stack.transpose(0, 2, 1)).all()
+
+
+def test_no_masks_is_an_ordinary_case():
+    m = Masks.empty((5, 6))
+    assert len(m) == 0
+    assert m.to_dense().shape == (0, 5, 6)
+    assert m.to_rles() == m.to_polygons() == []
+    assert m.boxes().shape == (0, 4)
+    assert len(m[torch.zeros(0, dtype=torch.int64)].resize((2, 2))) == 0
+    assert m.coverage(torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), side=7, samples=2).shape == (0, 7, 7)
+    assert len(Masks.cat([m, m])) == 0
+
+
+def test_coverage_on_the_example_of_the_spec():
+    bitmap = torch.zeros(1, 20, 20, dtype=torch.bool)
+    bitmap[0, 5:15, 4:14] = True
+    cells = Masks.from_dense(bitmap).coverage(torch.tensor([[0.0, 0, 20, 20]]), torch.tensor([0]), side=4, samples=5)
+    on = [0.2, 1.0, 0.8, 0.0]  # Mask R-CNN spec, detectron2's bitmap path before its threshold
+    assert torch.allclose(cells[0], torch.tensor([[0.0] * 4, on, on, [0.0] * 4]))
+
+
+def test_coverage_moves_with_the_mask():
+    rng = np.random.default_rng(0)
+    bitmap = np.zeros((60, 60), dtype=bool)
+    bitmap[10:30, 5:35] = rng.random((20, 30)) < 0.6
+    moved = np.roll(bitmap, (13, 17), axis=(0, 1))
+    box = torch.tensor([[6.3, 8.1, 31.7, 29.9]])
+    row = torch.tensor([0])
+    one = Masks.from_dense(torch.from_numpy(bitmap[None])).coverage(box, row, side=14, samples=4)
+    two = Masks.from_dense(torch.from_numpy(moved[None])).coverage(box + torch.tensor([17.0, 13, 17, 13]), row, side=14, samples=4)
+    assert one.max() > 0.5
+    assert torch.equal(one, two)
+
+
+def test_coverage_agrees_with_roi_align_of_the_bitmap():
+    yy, xx = torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij")
+    disc = (((yy - 90) / 60.0) ** 2 + ((xx - 105) / 80.0) ** 2 <= 1)[None]
+    boxes = torch.tensor([[20.2, 25.7, 190.1, 160.3], [60.0, 60, 100, 90], [10, 80, 60, 199]])
+    ours = Masks.from_dense(disc).coverage(boxes, torch.zeros(3, dtype=torch.int64), side=28, samples=4) >= 0.5
+    rois = torch.cat([torch.zeros(3, 1), boxes], dim=1)
+    theirs = roi_align(disc[None].float(), rois, 28, sampling_ratio=0, aligned=True)[:, 0] >= 0.5
+    assert (ours == theirs).float().mean() > 0.99
+
+
+def test_wrong_shapes_and_mixed_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"expected \(N, H, W\)"):
+        Masks.from_dense(torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="only masks of one image join"):
+        Masks.cat([Masks.empty((2, 3)), Masks.empty((3, 2))])
