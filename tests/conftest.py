@@ -1,5 +1,6 @@
 """Small data sets made on the spot, and the sample that ships with the repository."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
+from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.structures import Masks
+from maskwright.training import train
 
 torch.set_num_threads(2)
 
@@ -83,3 +87,27 @@ def write_annotations(tmp_path: Path) -> Callable[[Any], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def console() -> Console:
+    """A console that writes into memory; `console.file.getvalue()` is what a user would have seen."""
+    return Console(file=io.StringIO(), width=200)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of mask-rcnn-small on four small pictures, barely trained."""
+    root = tmp_path_factory.mktemp("tiny")
+    make_coco(root / "data", split="train", seed=1)
+    make_coco(root / "data", split="val", seed=2)
+    train(tiny_recipe(root / "data"), root / "run", device="cpu", console=Console(file=io.StringIO()))
+    return root / "run"
+
+
+def tiny_recipe(data: Path, *changes: str, system: str = "mask-rcnn-small") -> Recipe:
+    """A recipe that runs in seconds."""
+    recipe = find_recipe(system).with_changes(
+        ["epochs=1", "batch_size=2", "workers=0", "precision=float32", "augment.crop_px=64", "arguments={short_px: 64, long_px: 96}"]
+    )
+    return recipe.with_changes(changes).model_copy(update={"data": DataOptions(path=str(data))})

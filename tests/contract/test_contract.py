@@ -1,0 +1,173 @@
+"""What every system promises, at its small size."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from maskwright.data.coco import Categories
+from maskwright.runs import ModelCard, open_model, save_model
+from maskwright.structures import ImageBatch, Instances, Masks
+from maskwright.systems import SYSTEMS, Task
+
+SMALL = [name for name in SYSTEMS if name.endswith("-small")]
+
+
+def build(name, seed=0, **arguments):
+    torch.manual_seed(seed)
+    return SYSTEMS[name](num_classes=3, **arguments)
+
+
+def batch_of(system, sizes, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    images = [torch.randn(3, *size, generator=g) for size in sizes]
+    originals = [(2 * h, 2 * w) for h, w in sizes]
+    return ImageBatch.collate(images, original_sizes=originals, size_divisor=system.input.size_divisor, keys=list(range(len(sizes))))
+
+
+def part_of(batch, i):
+    return replace(
+        batch,
+        pixels=batch.pixels[i : i + 1],
+        sizes=batch.sizes[i : i + 1],
+        original_sizes=batch.original_sizes[i : i + 1],
+        keys=batch.keys[i : i + 1],
+    )
+
+
+def objects(size, n, seed=0, crowd=False):
+    g = torch.Generator().manual_seed(seed)
+    dense = torch.zeros(n, *size, dtype=torch.bool)
+    for row in dense:
+        y, x = int(torch.randint(0, size[0] - 30, (), generator=g)), int(torch.randint(0, size[1] - 30, (), generator=g))
+        row[y : y + 28, x : x + 24] = True
+    masks = Masks.from_dense(dense)
+    flags = torch.zeros(n, dtype=torch.bool)
+    if crowd:
+        flags[0] = True
+    return Instances(size, boxes=masks.boxes(), labels=torch.arange(n) % 3, masks=masks, is_crowd=flags)
+
+
+def total(losses):
+    return sum(loss.total / loss.count.clamp(min=1) for loss in losses.values())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_loss_is_finite_and_reaches_every_parameter(name):
+    system = build(name)
+    with torch.no_grad():
+        for parameter in system.parameters():  # residual branches start at zero and send no gradient in the first step
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    batch = batch_of(system, [(64, 96), (96, 80)])
+    losses = system.loss(batch, [objects((64, 96), 4), objects((96, 80), 3, crowd=True)])
+    assert all(loss.total.dtype == torch.float32 and loss.total.shape == () for loss in losses.values())
+    total(losses).backward()
+    for key, parameter in system.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_images_without_objects_train(name, precision):
+    system = build(name)
+    nothing = [Instances.empty((64, 64), has_masks=True)] * 2
+    with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
+        losses = system.loss(batch_of(system, [(64, 64)] * 2), nothing)
+    total(losses).backward()
+    for key, parameter in system.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
+    assert all(torch.isfinite(loss.total) for loss in losses.values())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_only_crowds_train_like_nothing_to_find(name):
+    system = build(name)
+    crowd = objects((64, 64), 1, crowd=True)
+    losses = system.loss(batch_of(system, [(64, 64)]), [crowd])
+    assert torch.isfinite(total(losses))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_predictions_are_sorted_and_inside_the_true_image(name):
+    system = build(name)
+    batch = batch_of(system, [(40, 100), (70, 50)])
+    with torch.inference_mode():
+        found = system.predict(batch)
+    for instances, (height, width) in zip(found, batch.original_sizes, strict=True):
+        assert instances.image_size == (height, width)
+        assert len(instances) > 0
+        scores = instances.scores.tolist()
+        assert scores == sorted(scores, reverse=True)
+        assert (instances.boxes >= 0).all()
+        assert (instances.boxes <= torch.tensor([width, height, width, height])).all()
+        if system.task == Task.INSTANCES:
+            assert instances.masks.image_size == (height, width)
+            assert len(instances.masks) == len(instances)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_images_of_equal_size_answer_alone_as_together(name):
+    system = build(name, max_detections=20)
+    batch = batch_of(system, [(64, 96)] * 3)
+    with torch.inference_mode():
+        together = system.predict(batch)
+        alone = [system.predict(part_of(batch, i))[0] for i in range(3)]
+    for a, b in zip(together, alone, strict=True):
+        assert torch.allclose(a.boxes, b.boxes, atol=1e-2)
+        assert torch.allclose(a.scores, b.scores, atol=1e-5)
+        assert a.labels.tolist() == b.labels.tolist()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_neither_verb_asks_for_training_mode(name):
+    system = build(name)
+    batch, targets = batch_of(system, [(64, 64)]), [objects((64, 64), 2)]
+    with torch.inference_mode():
+        one = (total(system.train().loss(batch, targets)), system.predict(batch)[0].boxes)
+        two = (total(system.eval().loss(batch, targets)), system.predict(batch)[0].boxes)
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_two_micro_batches_give_the_gradient_of_one(name):
+    system = build(name)
+    batch = batch_of(system, [(64, 96)] * 2)
+    targets = [objects((64, 96), 5), objects((64, 96), 1, seed=3)]
+    total(system.loss(batch, targets)).backward()
+    whole = torch.cat([p.grad.flatten() for p in system.parameters()])
+    system.zero_grad()
+    parts = [system.loss(part_of(batch, i), targets[i : i + 1]) for i in range(2)]
+    counts = {key: sum(part[key].count for part in parts) for key in parts[0]}
+    for part in parts:
+        sum(loss.total / counts[key].clamp(min=1) for key, loss in part.items()).backward()
+    halves = torch.cat([p.grad.flatten() for p in system.parameters()])
+    assert (whole - halves).norm() / whole.norm() < 1e-5
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_saved_and_loaded_is_the_same(name, tmp_path):
+    system = build(name, max_detections=7)
+    card = ModelCard(name, {"num_classes": 3, "max_detections": 7}, Categories(("a", "b", "c"), (4, 2, 9)), system.input)
+    save_model(tmp_path, card, system.state_dict())
+    again, back = open_model(tmp_path)
+    batch = batch_of(system, [(64, 64)])
+    with torch.inference_mode():
+        assert torch.equal(system.predict(batch)[0].boxes, again.predict(batch)[0].boxes)
+    assert back == card
+    assert again.max_detections == 7
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", SMALL)
+def test_gpu_agrees_with_cpu(name):
+    system = build(name)
+    batch, targets = batch_of(system, [(64, 96)] * 2), [objects((64, 96), 3)] * 2
+    with torch.inference_mode():
+        cpu = total(system.loss(batch, targets))
+        moved = system.to("cuda")
+        gpu = total(moved.loss(batch.to("cuda"), [t.to("cuda") for t in targets]))
+    assert torch.allclose(cpu, gpu.cpu(), rtol=1e-2)

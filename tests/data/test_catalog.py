@@ -1,0 +1,92 @@
+import json
+import shutil
+
+import pytest
+
+from maskwright.data.catalog import open_datasets, open_split, split_dataset
+from tests.conftest import make_coco
+
+
+def test_plain_layout(coco_folder):
+    train, val = open_datasets(coco_folder)
+    assert len(train) == len(val) == 4
+    assert train.image_path(0).is_file()
+
+
+def test_coco_2017_layout(coco_folder, tmp_path):
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        shutil.copy(coco_folder / "annotations" / f"{split}.json", root / "annotations" / f"instances_{split}2017.json")
+        shutil.copytree(coco_folder / "images", root / f"{split}2017")
+    train, val = open_datasets(root)
+    assert train.image_path(0).parent.name == "train2017"
+    assert val.image_path(0).is_file()
+
+
+def test_roboflow_layout(coco_folder, tmp_path):
+    root = tmp_path / "robo"
+    for split, folder in (("train", "train"), ("val", "valid")):
+        shutil.copytree(coco_folder / "images", root / folder)
+        shutil.copy(coco_folder / "annotations" / f"{split}.json", root / folder / "_annotations.coco.json")
+    train, val = open_datasets(root)
+    assert train.image_path(0).is_file()
+    assert val.image_path(0).parent.name == "valid"
+
+
+def test_one_file_is_split_by_a_seed(coco_folder):
+    file, images = coco_folder / "annotations" / "train.json", coco_folder / "images"
+    train, val = open_datasets(file, images=images, val_fraction=0.25, seed=3)
+    again, _ = open_datasets(file, images=images, val_fraction=0.25, seed=3)
+    assert (len(train), len(val)) == (3, 1)
+    assert set(train.image_ids) | set(val.image_ids) == {100, 200, 300, 400}
+    assert train.image_ids.tolist() == again.image_ids.tolist()
+    splits = {tuple(open_datasets(file, images=images, val_fraction=0.25, seed=s)[1].image_ids) for s in range(12)}
+    assert len(splits) > 1
+
+
+def test_split_does_not_depend_on_the_order_of_the_file(coco_folder):
+    file, images = coco_folder / "annotations" / "train.json", coco_folder / "images"
+    data = json.loads(file.read_text())
+    _, val = open_datasets(file, images=images, val_fraction=0.5)
+    data["images"].reverse()
+    file.write_text(json.dumps(data))
+    _, again = open_datasets(file, images=images, val_fraction=0.5)
+    assert set(val.image_ids) == set(again.image_ids)
+
+
+def test_what_is_missing_is_said(coco_folder, tmp_path):
+    with pytest.raises(ValueError, match="there is no such file or folder"):
+        open_datasets(tmp_path / "nope")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="found no train annotations; expected annotations/train.json"):
+        open_datasets(tmp_path / "empty")
+    with pytest.raises(ValueError, match="add --images DIR"):
+        open_datasets(coco_folder / "annotations" / "train.json", val_fraction=0.5)
+    with pytest.raises(ValueError, match="add --val-fraction"):
+        open_datasets(coco_folder / "annotations" / "train.json", images=coco_folder / "images")
+    with pytest.raises(ValueError, match="expected a share between 0 and 1"):
+        split_dataset(open_split(coco_folder, "train").subset([0]), 0.5, 0)
+    shutil.rmtree(coco_folder / "images")
+    with pytest.raises(ValueError, match="there is no such image folder"):
+        open_datasets(coco_folder)
+
+
+def test_splits_must_have_the_same_classes(coco_folder):
+    file = coco_folder / "annotations" / "val.json"
+    data = json.loads(file.read_text())
+    data["categories"][0]["name"] = "crate"
+    file.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="its categories differ"):
+        open_datasets(coco_folder)
+    train, val = open_datasets(coco_folder, classes=["disc"])
+    assert train.categories == val.categories
+
+
+def test_images_in_sub_folders(tmp_path):
+    data = make_coco(tmp_path, images=1)
+    (tmp_path / "images" / "deep").mkdir()
+    shutil.move(tmp_path / "images" / "train_0.png", tmp_path / "images" / "deep" / "a b.png")
+    data["images"][0]["file_name"] = "deep\\a b.png"
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps(data))
+    assert open_split(tmp_path, "train").read(0).image.shape == (96, 128, 3)

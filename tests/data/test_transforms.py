@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+
+from maskwright.data.catalog import open_split
+from maskwright.data.coco import Sample
+from maskwright.data.loader import TrainingImages, epoch_batches, evaluation_batches, key_of, prepare, training_batches
+from maskwright.data.transforms import ColorJitter, Compose, Flip, ScaleJitterCrop, ShortSide, Transpose
+from maskwright.structures import COCO_PERSON, InputSpec, Instances, Masks, ResizeRule
+from tests.conftest import make_coco
+
+SPEC = InputSpec(resize=ResizeRule(96, 400), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def sample(seed: int = 0, size: tuple[int, int] = (60, 90)) -> Sample:
+    """An image whose red channel is the mask, so that both must move alike."""
+    rng = np.random.default_rng(seed)
+    dense = np.zeros((1, *size), dtype=bool)
+    dense[0, 20:45, 30:70] = rng.random((25, 40)) < 0.9
+    image = torch.zeros(*size, 3, dtype=torch.uint8)
+    image[..., 0] = torch.from_numpy(dense[0]) * 255
+    masks = Masks.from_dense(torch.from_numpy(dense))
+    instances = Instances(size, boxes=masks.boxes(), labels=torch.zeros(1, dtype=torch.int64), masks=masks)
+    return Sample(image, instances, 1, "a.png")
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Flip(1.0),
+        Flip(1.0, horizontal=False),
+        Transpose(1.0),
+        ScaleJitterCrop(ResizeRule(None, None), 40, 1.0, 1.0),
+        Compose([ScaleJitterCrop(ResizeRule(None, None), 48, 1.0, 1.0), Flip(1.0), Transpose(1.0)]),
+    ],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_image_and_mask_move_together(transform, seed):
+    moved = transform(sample(seed), torch.Generator().manual_seed(seed))
+    pixels, instances = prepare(moved, InputSpec(ResizeRule(None, None), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+    drawn = instances.masks.to_dense().any(dim=0) if len(instances) else torch.zeros(instances.image_size, dtype=torch.bool)
+    assert torch.equal(drawn, pixels[0] > 0.5)
+    assert torch.equal(instances.boxes, instances.masks.boxes())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_scale_jitter_hits_the_scale_and_the_window(seed):
+    transform = ScaleJitterCrop(SPEC.resize, 64, 0.5, 2.0)
+    moved = transform(sample(), torch.Generator().manual_seed(seed))
+    pixels, instances = prepare(moved, SPEC)
+    assert max(pixels.shape[1:]) <= 64
+    assert tuple(pixels.shape[1:]) == instances.image_size == moved.input_size
+    scale = pixels.shape[1] / moved.image.shape[0]
+    assert 0.5 * 1.6 * 0.9 < scale < 2.0 * 1.6 * 1.1  # the input's own scale is 96 / 60
+    on = pixels[0] > 0.5
+    drawn = instances.masks.to_dense().any(dim=0) if len(instances) else torch.zeros_like(on)
+    assert (on == drawn).float().mean() > 0.9
+
+
+def test_short_side_is_drawn_from_the_list():
+    sizes = {ShortSide((64, 96), 400)(sample(), torch.Generator().manual_seed(s)).input_size for s in range(20)}
+    assert sizes == {(64, 96), (96, 144)}
+
+
+def test_same_generator_same_augmentation():
+    transform = Compose([ScaleJitterCrop(SPEC.resize, 64, 0.5, 2.0), Flip(), ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)])
+    before = torch.get_rng_state()
+    one = transform(sample(), torch.Generator().manual_seed(7))
+    torch.rand(3)
+    two = transform(sample(), torch.Generator().manual_seed(7))
+    assert torch.equal(one.image, two.image)
+    assert one.input_size == two.input_size
+    torch.set_rng_state(before)
+    transform(sample(), torch.Generator().manual_seed(7))
+    assert torch.equal(torch.get_rng_state(), before)  # the global generator is nobody's
+
+
+def test_color_jitter_leaves_shape_and_instances():
+    changed = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, p=1.0)(sample(), torch.Generator().manual_seed(0))
+    assert changed.image.shape == (60, 90, 3)
+    assert changed.image.dtype == torch.uint8
+    assert not torch.equal(changed.image, sample().image)
+    never = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, p=0.0)(sample(), torch.Generator().manual_seed(0))
+    assert torch.equal(never.image, sample().image)
+
+
+def test_flip_needs_the_schema_of_keypoints():
+    with_points = sample()
+    instances = Instances((60, 90), boxes=with_points.instances.boxes, labels=torch.zeros(1, dtype=torch.int64), keypoints=torch.zeros(1, 17, 3))
+    with_points = Sample(with_points.image, instances, 1, "a.png")
+    with pytest.raises(ValueError, match="schema"):
+        Flip(1.0)(with_points, torch.Generator())
+    assert len(Flip(1.0, schema=COCO_PERSON)(with_points, torch.Generator()).instances) == 1
+
+
+def test_objects_that_vanish_in_the_input_frame_are_dropped():
+    dense = torch.zeros(2, 100, 100, dtype=torch.bool)
+    dense[0, 51, 50] = True
+    dense[1, 10:60, 10:60] = True
+    masks = Masks.from_dense(dense)
+    tiny = Sample(
+        torch.zeros(100, 100, 3, dtype=torch.uint8),
+        Instances((100, 100), boxes=masks.boxes(), labels=torch.tensor([0, 1]), masks=masks),
+        1,
+        "a.png",
+        input_size=(10, 10),
+    )
+    _, instances = prepare(tiny, SPEC)
+    assert instances.labels.tolist() == [1]
+
+
+def test_epoch_shows_every_image_once_grouped_by_shape(tmp_path):
+    make_coco(tmp_path, images=11, split="train", size=(50, 80))
+    dataset = open_split(tmp_path, "train")
+    dataset.sizes[:4] = (80, 50)
+    batches = epoch_batches(dataset, batch_size=3, seed=0, epoch=0)
+    assert sorted(i for batch in batches for i in batch) == list(range(11))
+    mixed = [batch for batch in batches if len({dataset.image_size(i)[0] > dataset.image_size(i)[1] for i in batch}) > 1]
+    assert len(mixed) <= 1
+    assert batches == epoch_batches(dataset, batch_size=3, seed=0, epoch=0)
+    assert batches != epoch_batches(dataset, batch_size=3, seed=0, epoch=1)
+    assert batches != epoch_batches(dataset, batch_size=3, seed=1, epoch=0)
+
+
+def test_batches_do_not_depend_on_workers_or_on_where_one_begins(coco_folder):
+    images = TrainingImages(open_split(coco_folder, "train"), spec=SPEC, transform=Flip(), seed=0)
+
+    def first(workers, start, count):
+        batches = training_batches(images, batch_size=2, workers=workers, start=start)
+        return [next(batches) for _ in range(count)]
+
+    straight, forked, later = first(0, 0, 5), first(2, 0, 5), first(0, 3, 2)
+    for a, b in zip(straight, forked, strict=True):
+        assert a.ids == b.ids
+        assert torch.equal(a.images.pixels, b.images.pixels)
+        assert a.images.keys == b.images.keys
+    assert [b.ids for b in later] == [b.ids for b in straight[3:]]
+    assert torch.equal(later[0].images.pixels, straight[3].images.pixels)
+
+
+def test_keys_differ_by_seed_epoch_and_image():
+    assert len({key_of(s, e, i) for s in range(3) for e in range(3) for i in range(3)}) == 27
+    assert key_of(1, 2, 3) == key_of(1, 2, 3)
+
+
+def test_evaluation_sees_every_image_in_order(coco_folder):
+    batches = list(evaluation_batches(open_split(coco_folder, "val"), spec=SPEC, batch_size=3))
+    assert [b.ids for b in batches] == [[5100, 5200, 5300], [5400]]
+    assert batches[0].images.original_sizes == [(96, 128)] * 3

@@ -1,0 +1,275 @@
+import math
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
+
+from maskwright.layers.assignment import IGNORED, NEGATIVE, POSITIVE, BalancedSampler, IouMatcher
+from maskwright.layers.backbones import Backbone
+from maskwright.layers.box_coding import BoxCoder
+from maskwright.layers.fpn import FeaturePyramid
+from maskwright.layers.grids import anchor_grid, anchor_shapes
+from maskwright.layers.nms import nms_by_group
+from maskwright.layers.norms import GroupNorm, has_frozen_norms
+from maskwright.layers.roi import RoiAlign, Rois, level_of
+from maskwright.structures import Instances
+
+# Anchors
+
+
+def test_anchor_shapes_are_unrounded_and_size_major():
+    cell = anchor_shapes([32], [0.5, 1, 2])
+    expected = [[-22.627, -11.314, 22.627, 11.314], [-16, -16, 16, 16], [-11.314, -22.627, 11.314, 22.627]]  # spec § 5.1
+    assert torch.allclose(cell, torch.tensor(expected), atol=1e-3)
+    five = anchor_shapes([32, 64], [0.5, 1, 2])
+    areas = (five[:, 2] - five[:, 0]) * (five[:, 3] - five[:, 1])
+    assert torch.allclose(areas, torch.tensor([1024.0] * 3 + [4096.0] * 3))
+
+
+def test_anchor_centres_and_counts():
+    grid = anchor_grid(anchor_shapes([64], [0.5, 1, 2]), (2, 3), 8)
+    centres = ((grid[:, :2] + grid[:, 2:]) / 2).reshape(2, 3, 3, 2)
+    assert centres[0, 0, 0].tolist() == [0, 0]
+    assert centres[0, 2, 1].tolist() == [16, 0]
+    assert centres[1, 0, 2].tolist() == [0, 8]
+    sides = [(800 // s if 800 % s == 0 else -(-800 // s), -(-1344 // s)) for s in (4, 8, 16, 32, 64)]
+    total = sum(len(anchor_grid(anchor_shapes([8 * s], [0.5, 1, 2]), side, s)) for s, side in zip((4, 8, 16, 32, 64), sides, strict=True))
+    assert total == 268_569  # spec § 4.3
+
+
+# Box coding
+
+
+def test_deltas_of_the_spec():
+    anchor, target = torch.tensor([10.0, 20, 50, 100]), torch.tensor([12.0, 18, 60, 90])
+    coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+    deltas = coder.encode(target, anchor)
+    assert torch.allclose(deltas, torch.tensor([1.5, -0.75, 0.91161, -0.52680]), atol=1e-5)  # spec § 6
+    assert torch.allclose(coder.decode(deltas, anchor), target, atol=1e-4)
+    far = BoxCoder().decode(torch.tensor([0.0, 0, 100, 100]), anchor)
+    assert torch.allclose(far, torch.tensor([-1220.0, -2440, 1280, 2560]), atol=0.1)
+
+
+def test_decoding_is_differentiable_and_float32():
+    deltas = torch.zeros(2, 4, requires_grad=True)
+    boxes = BoxCoder().decode(deltas.bfloat16(), torch.tensor([[0.0, 0, 1000, 10]]))
+    boxes.sum().backward()
+    assert boxes.dtype == torch.float32
+    assert deltas.grad is not None
+
+
+# Assignment
+
+
+def targets(rows, crowd=None):
+    boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+    return Instances(
+        (100, 100),
+        boxes=boxes,
+        labels=torch.arange(len(boxes)),
+        is_crowd=None if crowd is None else torch.tensor(crowd),
+    )
+
+
+RPN = IouMatcher(positive=0.7, negative=0.3, rescue=True)
+
+
+def test_thresholds_split_candidates():
+    candidates = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 2], [50, 50, 60, 60]])
+    assignment = RPN(candidates, targets([[0, 0, 10, 10]]))
+    assert assignment.kind.tolist() == [POSITIVE, IGNORED, NEGATIVE, NEGATIVE]
+    boundary = IouMatcher(positive=0.5, negative=0.5, rescue=False)(candidates, targets([[0, 0, 10, 10]]))
+    assert boundary.kind.tolist() == [POSITIVE, POSITIVE, NEGATIVE, NEGATIVE]  # 0.5 exactly is positive
+
+
+def test_best_candidates_of_an_object_are_rescued_with_ties():
+    candidates = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
+    assignment = RPN(candidates, targets([[5, 0, 25, 10]]))
+    assert assignment.kind.tolist() == [POSITIVE, POSITIVE, NEGATIVE]
+
+
+def test_rescued_candidate_keeps_its_own_best_object():
+    candidates = torch.tensor([[0.0, 0, 10, 10]])
+    assignment = RPN(candidates, targets([[0, 0, 10, 9], [0, 0, 10, 4]]))
+    assert assignment.kind.tolist() == [POSITIVE]
+    assert assignment.target_index.tolist() == [0]
+
+
+def test_object_that_overlaps_nothing_makes_nothing_positive():
+    candidates = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4], [50, 50, 60, 60]])
+    assignment = RPN(candidates, targets([[0, 0, 10, 10], [90, 90, 95, 95]]))  # spec § 5.3, the trap
+    assert assignment.kind.tolist() == [POSITIVE, IGNORED, NEGATIVE]
+
+
+def test_no_objects_makes_everything_negative():
+    assignment = RPN(torch.rand(5, 4), targets([]))
+    assert assignment.kind.tolist() == [NEGATIVE] * 5
+
+
+def test_crowds_are_never_matched_and_shield_what_lies_in_them():
+    candidates = torch.tensor([[0.0, 0, 10, 10], [45, 45, 55, 55], [52, 52, 58, 58], [0, 80, 5, 85]])
+    objects = targets([[50, 50, 100, 100], [0, 0, 10, 10]], crowd=[True, False])
+    assignment = RPN(candidates, objects)
+    assert assignment.kind.tolist() == [POSITIVE, NEGATIVE, IGNORED, NEGATIVE]  # a quarter inside; wholly inside
+    assert assignment.target_index[0] == 1
+    inside = torch.tensor([[50.0, 50, 100, 100]])
+    assert RPN(inside, objects).kind.tolist() == [IGNORED]
+
+
+@pytest.mark.parametrize(("positives", "negatives", "expected"), [(10, 1000, (10, 246)), (500, 100, (128, 100)), (0, 300, (0, 256))])
+def test_sampler_counts(positives, negatives, expected):  # spec § 5.4
+    kind = torch.cat([torch.full((positives,), POSITIVE), torch.full((negatives,), NEGATIVE), torch.full((50,), IGNORED)])
+    chosen, others = BalancedSampler(256, 0.5)(kind, torch.Generator().manual_seed(0))
+    assert (len(chosen), len(others)) == expected
+    assert (kind[chosen] == POSITIVE).all()
+    assert (kind[others] == NEGATIVE).all()
+    assert len(set(chosen.tolist() + others.tolist())) == sum(expected)
+
+
+def test_sampler_is_uniform():
+    kind = torch.full((20,), NEGATIVE)
+    g = torch.Generator().manual_seed(0)
+    counts = torch.zeros(20)
+    for _ in range(2000):
+        counts[BalancedSampler(5, 0.5)(kind, g)[1]] += 1
+    assert counts.min() > 400
+    assert counts.max() < 600
+
+
+# RoIs
+
+
+@pytest.mark.parametrize(
+    ("side", "level"), [(111.9, 2), (112, 3), (223.999, 3), (224, 4), (447.99, 4), (448, 5), (449, 5), (2000, 5), (1, 2), (0, 2)]
+)
+def test_level_assignment(side, level):  # spec § 8.4
+    boxes = torch.tensor([[0.0, 0.0, side, side]])
+    assert level_of(boxes, (4, 8, 16, 32)).item() == 2**level
+
+
+def ramps():
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    return torch.stack([x, y])[None]
+
+
+def test_roi_align_on_ramps():
+    features = {1: ramps()}
+    pool = RoiAlign(2, strides=(1,))
+    out = pool(features, Rois.of([torch.tensor([[2.0, 3, 10, 7]])]))[0]
+    assert out[0].tolist() == [[3.5, 7.5], [3.5, 7.5]]  # spec § 8.3, aligned
+    assert out[1].tolist() == [[3.5, 3.5], [5.5, 5.5]]
+    out = RoiAlign(2, strides=(8,), sampling_ratio=2)({8: ramps()}, Rois.of([torch.tensor([[40.0, 24, 120, 100]])]))[0]
+    assert out[0].tolist() == [[7, 12], [7, 12]]
+    assert out[1].tolist() == [[4.875, 4.875], [9.625, 9.625]]
+
+
+def test_roi_align_over_the_edge_and_degenerate():
+    ones = {1: torch.ones(1, 1, 8, 8)}
+    pool = RoiAlign(2, strides=(1,), sampling_ratio=2)
+    boxes = torch.tensor([[-2.0, -2, 0, 0], [7, 7, 9, 9], [9, 9, 9, 9], [3, 3, 3, 8]])
+    out = pool(ones, Rois.of([boxes]))[:, 0]
+    assert out[0].flatten().tolist() == [0, 0, 0, 0.25]  # spec § 8.3
+    assert out[1].flatten().tolist() == [1, 0.5, 0.5, 0.25]
+    assert torch.isfinite(out).all()
+    assert pool(ones, Rois.of([torch.zeros(0, 4)])).shape == (0, 1, 2, 2)
+
+
+def test_rois_read_their_own_image_and_level_in_order():
+    strides = (4, 8, 16, 32)
+    features = {s: torch.stack([torch.full((1, 2048 // s, 2048 // s), 10.0 * s), torch.full((1, 2048 // s, 2048 // s), 10.0 * s + 1)]) for s in strides}
+    sides = [500.0, 20.0, 130.0, 300.0]
+    boxes = torch.tensor([[100.0, 100, 100 + s, 100 + s] for s in sides])
+    out = RoiAlign(3, strides=strides)(features, Rois.of([boxes[:1], boxes[1:]]))
+    assert out.mean(dim=(1, 2, 3)).tolist() == [320, 41, 81, 161]
+
+
+def test_roi_align_passes_gradients_in_double():
+    features = torch.rand(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
+    rois = torch.tensor([[0, 0.7, 0.9, 4.3, 5.1]], dtype=torch.float64)
+    torch.autograd.gradcheck(lambda f: torchvision.ops.roi_align(f, rois, 2, aligned=True, sampling_ratio=0), features)
+
+
+# Suppression
+
+
+def test_groups_do_not_suppress_each_other():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]])
+    scores = torch.tensor([0.8, 0.9, 0.7])
+    assert nms_by_group(boxes, scores, torch.tensor([0, 1, 0]), 0.5).tolist() == [1, 0]
+    assert nms_by_group(boxes[:0], scores[:0], torch.zeros(0, dtype=torch.int64), 0.5).tolist() == []
+
+
+def test_suppression_is_exact_far_from_the_origin_and_with_many_classes():
+    g = torch.Generator().manual_seed(0)
+    corner = torch.rand(400, 2, generator=g) * 60
+    boxes = torch.cat([corner, corner + 5 + torch.rand(400, 2, generator=g) * 20], dim=1)
+    scores, groups = torch.rand(400, generator=g), torch.randint(0, 1200, (400,), generator=g) // 300 * 400
+    expected = []
+    for group in groups.unique():
+        rows = torch.nonzero(groups == group)[:, 0]
+        expected += rows[torchvision.ops.nms(boxes[rows] + 1e5, scores[rows], 0.5)].tolist()
+    kept = nms_by_group(boxes + 1e5, scores, groups, 0.5).tolist()
+    assert sorted(kept) == sorted(expected)
+    assert scores[kept].tolist() == sorted(scores[kept].tolist(), reverse=True)
+
+
+# Backbone and pyramid
+
+
+def test_backbone_equals_torchvision_with_its_weights():
+    theirs = torchvision.models.resnet50(weights=None).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    ours = Backbone("resnet50", strides=(4, 8, 16, 32), norm="frozen")
+    state = theirs.state_dict()
+    ours.network.load_state_dict({k: state[k] for k in ours.network.state_dict()})
+    ours.train()  # frozen norms do not care
+    pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(pixels))))
+    with torch.no_grad():
+        mine = ours(pixels)
+        for stride, layer in zip((4, 8, 16, 32), (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4), strict=True):
+            x = layer(x)
+            assert torch.allclose(mine[stride], x, atol=1e-4, rtol=1e-4)
+    assert ours.channels == {4: 256, 8: 512, 16: 1024, 32: 2048}
+    assert has_frozen_norms(ours)
+
+
+def test_frozen_norms_do_not_learn():
+    backbone = Backbone("resnet50", strides=(4,), norm="frozen")
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    backbone.train()
+    for _ in range(3):
+        backbone(torch.randn(2, 3, 32, 32))[4].sum().backward()
+    after = backbone.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert not any("bn" in name for name, _ in backbone.named_parameters())
+
+
+def test_pyramid_equals_torchvision_with_its_weights():
+    channels = {4: 8, 8: 16, 16: 32}
+    ours, theirs = FeaturePyramid(channels, channels=12, extra_levels=1), FeaturePyramidNetwork([8, 16, 32], 12)
+    for i, stride in enumerate(channels):
+        for mine, other in ((ours.lateral, theirs.inner_blocks), (ours.output, theirs.layer_blocks)):
+            other[i][0].load_state_dict(mine[str(stride)].state_dict())
+    features = {s: torch.randn(2, c, 80 // s, 112 // s) for s, c in channels.items()}
+    expected = theirs({str(s): f for s, f in features.items()})
+    out = ours(features)
+    for stride in channels:
+        assert torch.allclose(out[stride], expected[str(stride)], atol=1e-6)
+    assert list(out) == [4, 8, 16, 32]
+    assert torch.equal(out[32], nn.functional.max_pool2d(out[16], 1, 2))
+
+
+def test_group_norm_trains_in_the_precision_of_its_input():
+    norm, plain = GroupNorm(48), nn.GroupNorm(3, 48)
+    x = torch.randn(2, 48, 5, 7)
+    assert torch.allclose(norm(x), plain(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert norm(x.bfloat16()).dtype == torch.bfloat16
+    assert math.isclose(float(norm(x).detach().std()), 1, rel_tol=0.01)
+    assert GroupNorm(8).num_groups == 1

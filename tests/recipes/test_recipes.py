@@ -1,0 +1,112 @@
+from dataclasses import fields
+
+import pytest
+import timm
+import torch
+from pydantic import BaseModel
+from safetensors.torch import save_file
+
+from maskwright.recipes import RECIPES, DataOptions, find_recipe, parse_recipe, read_recipe
+from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, Recipe, ScheduleOptions, Stage
+from maskwright.runs.checkpoints import build_system
+from maskwright.structures import Intensity
+from maskwright.systems import SYSTEMS
+from maskwright.training import train
+from tests.conftest import Path
+
+
+def test_every_system_has_a_recipe_and_the_other_way_round():
+    assert set(RECIPES) == set(SYSTEMS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_yaml(name, tmp_path):
+    recipe = find_recipe(name)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert read_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_fields_are_set_in_the_recipe_and_in_every_stage():
+    recipe = find_recipe("mask-rcnn-small")
+    two = recipe.model_copy(update={"stages": recipe.stages * 2})
+    changed = two.with_changes(
+        ["optimizer.lr=0.5", "seed=4", "arguments.num_proposals=33", "intensity.policy=window", "intensity.low=1", "intensity.high=9"][:3]
+    )
+    assert [stage.optimizer.lr for stage in changed.stages] == [0.5, 0.5]
+    assert changed.seed == 4
+    assert changed.arguments == {"num_proposals": 33}
+    assert recipe.seed == 0
+
+
+def test_intensity_is_set_as_a_whole_or_by_field():
+    recipe = find_recipe("mask-rcnn-small").with_changes(["intensity={policy: window, low: 10, high: 400}"])
+    assert recipe.intensity == Intensity("window", 10, 400)
+    by_field = find_recipe("mask-rcnn-small").with_changes(["intensity.policy=percentile", "intensity.low=1", "intensity.high=99"])
+    assert by_field.intensity == Intensity("percentile", 1, 99)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optimizer.lrr=1", "no field 'optimizer.lrr': did you mean lr"),
+        ("optimiser.lr=1", "no field 'optimiser.lr': did you mean optimizer"),
+        ("sed=1", "no field 'sed': did you mean seed"),
+        ("seed.x=1", "no field 'seed.x'"),
+        ("seed", "expected name=value"),
+        ("optimizer.lr=-1", r"optimizer\.lr: .*greater than 0 \(got -1\)"),
+        ("optimizer.kind=adam", "'sgd' or 'adamw'"),
+        ("batch_size=many", "valid integer"),
+        ("micro_batches=3", "a batch of 4 cannot be computed in 3 equal parts"),
+        ("augment.short_sides=[3]", "both choose the scale"),
+        ("augment.jitter=[2,1]", "expected low <= high"),
+        ("intensity.policy=window", "need low < high"),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        find_recipe("mask-rcnn-small").with_changes([change])
+
+
+def test_unknown_fields_of_a_file_are_refused(tmp_path):
+    data = find_recipe("mask-rcnn-small").model_dump()
+    with pytest.raises(ValueError, match="epoch: Extra inputs"):
+        parse_recipe({**data, "epoch": 3})
+    (tmp_path / "recipe.yaml").write_text("{a: [")
+    with pytest.raises(ValueError, match=r"recipe\.yaml: not a recipe"):
+        read_recipe(tmp_path / "recipe.yaml")
+
+
+def test_every_field_is_read_somewhere():
+    package = Path(__file__).parents[2] / "maskwright"
+    code = "\n".join(p.read_text() for p in package.rglob("*.py") if p.name != "recipe.py")
+    for options in (Recipe, Stage, OptimizerOptions, ScheduleOptions, AugmentOptions, DataOptions):
+        assert issubclass(options, BaseModel)
+        for name in options.model_fields:
+            assert f".{name}" in code, f"{options.__name__}.{name} is read nowhere"
+    for f in fields(Intensity):
+        assert f".{f.name}" in code
+
+
+def test_system_arguments_are_checked():
+    with pytest.raises(ValueError, match="has no argument num_class: there are num_classes"):
+        build_system("mask-rcnn-small", {"num_class": 3})
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_run_two_steps(name, coco_folder, tmp_path, console):
+    recipe = find_recipe(name).with_changes(
+        ["epochs=2", "batch_size=4", "workers=0", "evaluate_every=9", "precision=float32"]
+    )
+    arguments = {"short_px": 64, "long_px": 96} if name.endswith("-small") else {"max_detections": 5, "num_proposals": 50}
+    changes = {"arguments": arguments, "data": DataOptions(path=str(coco_folder))}
+    if name.endswith("-small"):
+        recipe = recipe.with_changes(["augment.crop_px=64"])
+    else:
+        network = {"r50": "resnet50", "r101": "resnet101", "x101": "resnext101_32x8d"}[name.split("-")[2]]
+        torch.manual_seed(0)
+        save_file(timm.create_model(network, num_classes=0).state_dict(), tmp_path / "weights.safetensors")
+        changes["backbone_weights"] = str(tmp_path / "weights.safetensors")
+        recipe = recipe.with_changes(["augment.short_sides=[64]"])
+    metrics = train(recipe.model_copy(update=changes), tmp_path / "run", device="cpu", console=console)
+    assert -1 <= metrics.ap <= 1
+    assert (tmp_path / "run" / "best" / "weights.safetensors").is_file()

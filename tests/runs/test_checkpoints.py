@@ -1,0 +1,140 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from maskwright.data.coco import Categories
+from maskwright.runs import ModelCard, choose_device, choose_precision, initialize, open_model, save_model
+from maskwright.runs.checkpoints import WEIGHTS, build_system, find_weights, read_tensors
+from maskwright.systems import SYSTEMS
+
+
+def small(names, ids=None, seed=0):
+    torch.manual_seed(seed)
+    system = SYSTEMS["mask-rcnn-small"](num_classes=len(names))
+    categories = Categories(tuple(names), tuple(ids or range(1, len(names) + 1)))
+    return system, ModelCard("mask-rcnn-small", {"num_classes": len(names)}, categories, system.input)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    system, card = small(["cat", "dog"], [5, 9])
+    save_model(tmp_path / "best", card, system.state_dict())
+    return tmp_path
+
+
+def test_a_file_alone_is_enough(saved):
+    system, card = open_model(saved / "best" / WEIGHTS)
+    assert card.categories == Categories(("cat", "dog"), (5, 9))
+    assert open_model(saved)[1] == open_model(saved / "best")[1] == card
+    assert json.loads((saved / "best" / "model.json").read_text())["system"] == "mask-rcnn-small"
+    assert system.input == card.input
+
+
+def test_best_is_preferred_to_last(saved):
+    system, card = small(["cat", "dog"], seed=1)
+    save_model(saved / "last", card, system.state_dict())
+    assert find_weights(saved).parent.name == "best"
+
+
+def test_arguments_can_be_given_instead(saved):
+    assert open_model(saved, {"max_detections": 7, "num_proposals": 50})[0].max_detections == 7
+    with pytest.raises(ValueError, match="mask-rcnn-small has no argument max_detection: there are"):
+        open_model(saved, {"max_detection": 7})
+
+
+def test_half_precision_files_load_as_float32(saved):
+    path = saved / "best" / WEIGHTS
+    tensors, metadata = read_tensors(path)
+    save_file({k: v.half() for k, v in tensors.items()}, path, {k: json.dumps(v) for k, v in metadata.items()})
+    system, _ = open_model(path)
+    assert {p.dtype for p in system.parameters()} == {torch.float32}
+
+
+def test_what_cannot_be_opened_is_named(saved, tmp_path):
+    path = saved / "best" / WEIGHTS
+    with pytest.raises(ValueError, match="there is no such run"):
+        open_model(tmp_path / "nope")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no weights in this folder"):
+        open_model(tmp_path / "empty")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"weights\.safetensors: damaged"):
+        open_model(path)
+    path.write_bytes(b"\x80\x04\x95" + b"pickle" * 20)
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        open_model(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="its header names no system"):
+        open_model(path)
+
+
+def rewrite(path, change):
+    tensors, metadata = read_tensors(path)
+    change(tensors, metadata)
+    save_file(tensors, path, {k: json.dumps(v) for k, v in metadata.items()})
+
+
+def test_weights_that_do_not_fit_are_named(saved):
+    path = saved / "best" / WEIGHTS
+    rewrite(path, lambda tensors, _: (tensors.pop("rpn.conv.weight"), tensors.update({"extra": torch.zeros(2)})))
+    with pytest.raises(ValueError, match=r"missing rpn\.conv\.weight; unexpected extra"):
+        open_model(path)
+
+
+def test_a_file_never_imports_code_or_a_later_format(saved):
+    path = saved / "best" / WEIGHTS
+    rewrite(path, lambda _, metadata: metadata["maskwright"].update(system="os:system"))
+    with pytest.raises(ValueError, match="a file alone never imports code"):
+        open_model(path)
+    rewrite(path, lambda _, metadata: metadata["maskwright"].update(format=99))
+    with pytest.raises(ValueError, match="format 99, expected 1"):
+        open_model(path)
+    rewrite(path, lambda _, metadata: metadata["maskwright"].pop("format"))
+    with pytest.raises(ValueError, match="not a model of maskwright"):
+        open_model(path)
+
+
+def test_rows_of_known_classes_come_along_by_name(saved):
+    old = load_file(saved / "best" / WEIGHTS)
+    system, card = small(["bird", "dog", "cat"], seed=1)
+    fresh = {k: v.clone() for k, v in system.state_dict().items()}
+    heard = []
+    initialize(system, card.categories, saved, heard.append)
+    new = system.state_dict()
+    weight = "box_head.classes.weight"
+    assert torch.equal(new[weight][0], fresh[weight][0])
+    assert torch.equal(new[weight][1:3], old[weight][[1, 0]])
+    assert torch.equal(new[weight][3], old[weight][2])  # background
+    deltas = "box_head.deltas.bias"
+    assert torch.equal(new[deltas][4:8], old[deltas][4:8])
+    assert torch.equal(new[deltas][8:12], old[deltas][0:4])
+    masks = "instance_heads.mask.predictor.weight"
+    assert torch.equal(new[masks][2], old[masks][0])
+    assert torch.equal(new["rpn.conv.weight"], old["rpn.conv.weight"])
+    assert heard == [f"started from {saved / 'best' / WEIGHTS}: 2 of 3 classes known by name", "rows that start afresh: bird"]
+
+
+def test_other_networks_are_refused_as_a_start(saved):
+    system = build_system("faster-rcnn-r50-fpn", {"num_classes": 2})
+    with pytest.raises(ValueError, match="these weights belong to another network"):
+        initialize(system, Categories(("cat", "dog"), (1, 2)), saved, print)
+
+
+def test_device_and_precision():
+    assert choose_device("cpu") == "cpu"
+    with pytest.raises(ValueError, match="device 'nowhere' cannot be used here"):
+        choose_device("nowhere")
+    assert choose_precision("float32", "cpu").name == "float32"
+    assert choose_precision("bfloat16", "cpu").name == "bfloat16"
+    with choose_precision("bfloat16", "cpu").autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_card_survives_json():
+    _, card = small(["a"])
+    assert ModelCard.from_dict(json.loads(json.dumps(card.to_dict())), "x") == card
+    assert replace(card, system="y") != card

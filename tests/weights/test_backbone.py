@@ -1,0 +1,66 @@
+import os
+import pickle
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from maskwright.layers.backbones import Backbone
+from maskwright.weights import load_backbone
+
+
+@pytest.fixture(scope="module")
+def state():
+    torch.manual_seed(3)
+    return timm.create_model("resnet50").state_dict()
+
+
+def backbone():
+    return Backbone("resnet50", strides=(4, 8, 16, 32), norm="frozen")
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
+def test_pth_and_safetensors_fill_the_network(tmp_path, state, wrap):
+    path = tmp_path / "a.pth"
+    torch.save(state if wrap is None else {wrap: state, "epoch": 3}, path)
+    save_file(state, tmp_path / "a.safetensors")
+    for file in (path, tmp_path / "a.safetensors"):
+        ours = backbone()
+        load_backbone(ours.network, "resnet50", str(file))
+        assert all(torch.equal(v, state[k]) for k, v in ours.network.state_dict().items())
+
+
+def test_torchvision_files_fit(tmp_path):
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), tmp_path / "a.pth")
+    load_backbone(backbone().network, "resnet50", str(tmp_path / "a.pth"))
+
+
+class Gadget:
+    def __reduce__(self):
+        return (os.system, ("touch gotcha",))
+
+
+def test_files_that_would_run_code_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.pth").write_bytes(pickle.dumps(Gadget()))
+    torch.save({"state_dict": Gadget()}, tmp_path / "b.pth")
+    for name in ("a.pth", "b.pth"):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read as plain weights"):
+            load_backbone(backbone().network, "resnet50", str(tmp_path / name))
+    assert not (tmp_path / "gotcha").exists()
+
+
+def test_other_networks_and_files_are_named(tmp_path, state):
+    save_file(timm.create_model("resnet18").state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"a\.safetensors: not weights of resnet50: .* and \d+ more are missing or of another shape"):
+        load_backbone(backbone().network, "resnet50", str(tmp_path / "a.safetensors"))
+    with pytest.raises(ValueError, match="there is no such weights file"):
+        load_backbone(backbone().network, "resnet50", str(tmp_path / "nope.pth"))
+    torch.save([1, 2], tmp_path / "b.pth")
+    with pytest.raises(ValueError, match="holds no table of tensors"):
+        load_backbone(backbone().network, "resnet50", str(tmp_path / "b.pth"))
+    (tmp_path / "c.safetensors").write_bytes(b"12")
+    with pytest.raises(ValueError, match="cannot be read as plain weights"):
+        load_backbone(backbone().network, "resnet50", str(tmp_path / "c.safetensors"))
