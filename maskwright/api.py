@@ -8,15 +8,18 @@ from typing import Any, Literal
 from rich.console import Console
 
 from maskwright.data.catalog import open_split
-from maskwright.data.coco import Categories, CocoDataset, check_results
+from maskwright.data.coco import Categories, CocoDataset
+from maskwright.data.coco_results import check_results
 from maskwright.data.files import read_json
 from maskwright.data.loader import evaluation_batches
-from maskwright.evaluation import DetectionMetrics, detect, evaluate_detections
+from maskwright.evaluation import DetectionMetrics, default_limits, detect, evaluate_detections
+from maskwright.evaluation.detection import COCO_LIMITS
 from maskwright.inference import Model, load
+from maskwright.inference.progress import counted
 from maskwright.inference.writer import predict_files as predict
 from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.recipes.recipe import read_recipe
-from maskwright.systems import Task
+from maskwright.systems import SYSTEMS, Task
 from maskwright.training import train as train_recipe
 
 __all__ = ["Evaluation", "evaluate", "load", "predict", "score", "train"]
@@ -75,8 +78,14 @@ def train(
 
 
 def resume(out: str | Path, *, device: str = "auto", console: Console | None = None) -> DetectionMetrics:
-    """Go on with a run from its last checkpoint."""
+    """Go on with a run from its last checkpoint.
+
+    Raises:
+        ValueError: nothing to resume, other data than before, or a system from outside the package.
+    """
     recipe: Recipe = read_recipe(Path(out) / "recipe.yaml")
+    if recipe.system not in SYSTEMS:
+        raise ValueError(f"{out}: trains {recipe.system!r}, which is not part of maskwright: a folder alone never imports code")
     return train_recipe(recipe, Path(out), resume=True, device=device, console=console)
 
 
@@ -94,7 +103,7 @@ def evaluate(
     data: str | Path,
     split: Literal["train", "val"] = "val",
     images: str | Path | None = None,
-    max_detections: Sequence[int] = (1, 10, 100),
+    max_detections: Sequence[int] | None = None,
     class_agnostic: bool = False,
     skip_invalid: bool = False,
     device: str = "auto",
@@ -107,17 +116,23 @@ def evaluate(
     Args:
         run: a run folder, a weights file, or a model already loaded.
         data: a folder with splits, or one annotation file with `images`.
-        max_detections: limits on the detections of an image; AP uses the last.
-        class_agnostic: whether classes count.
-    """
-    from maskwright.inference.progress import counted
+        max_detections: limits on the detections of an image; AP uses the last. By default 1, 10 and the model's own number.
+        class_agnostic: whether an object counts as found whatever class it was given.
 
+    Raises:
+        ValueError: data that cannot be read, or whose classes the model does not know.
+    """
     model = run if isinstance(run, Model) else load(run, device=device)
     dataset = open_split(
         Path(data), split, images=None if images is None else Path(images), invalid="skip" if skip_invalid else "stop"
     )
-    categories = match_categories(model.categories, dataset.categories, str(data))
-    limit = max(max_detections)
+    console = console or Console(markup=False)
+    if class_agnostic:
+        categories = Categories(model.names, (dataset.categories.ids[0],) * len(model.names))
+    else:
+        categories = match_categories(model.categories, dataset.categories, str(data), console)
+    limits = default_limits(model.system.max_detections) if max_detections is None else max_detections
+    limit = max(limits)
     batches = evaluation_batches(dataset, spec=model.system.input, batch_size=4)
     with counted(console, "evaluate", len(dataset)) as done:
         results = detect(
@@ -125,10 +140,10 @@ def evaluate(
         )
     known = set(dataset.categories.ids)
     results = [entry for entry in results if entry["category_id"] in known]
-    kinds: list[Literal["bbox", "segm"]] = ["bbox", "segm"] if model.system.task == Task.INSTANCES else ["bbox"]
-    if not dataset.has_masks:
-        kinds = ["bbox"]
-    return Evaluation(_metrics(dataset, results, kinds, max_detections, class_agnostic), results)
+    kinds: list[Literal["bbox", "segm"]] = ["bbox"]
+    if model.system.task == Task.INSTANCES and _has_masks(dataset):
+        kinds.append("segm")
+    return Evaluation(_metrics(dataset, results, kinds, limits, class_agnostic), results)
 
 
 def score(
@@ -136,7 +151,7 @@ def score(
     *,
     data: str | Path,
     split: Literal["train", "val"] = "val",
-    max_detections: Sequence[int] = (1, 10, 100),
+    max_detections: Sequence[int] | None = None,
     class_agnostic: bool = False,
     skip_invalid: bool = False,
 ) -> Evaluation:
@@ -148,35 +163,56 @@ def score(
     """
     path = Path(data)
     invalid: Literal["stop", "skip"] = "skip" if skip_invalid else "stop"
-    dataset = open_split(path, split, images=path.parent if path.is_file() else None, invalid=invalid)
+    dataset = open_split(path, split, invalid=invalid, needs_images=False)
     results = check_results(Path(predictions), read_json(Path(predictions)), dataset)
     if not results:
         raise ValueError(f"{predictions}: there are no results to score")
     kinds: list[Literal["bbox", "segm"]] = []
     if all("bbox" in entry for entry in results):
         kinds.append("bbox")
-    if all("segmentation" in entry for entry in results) and dataset.has_masks:
+    if all("segmentation" in entry for entry in results) and _has_masks(dataset):
         kinds.append("segm")
     if not kinds:
         raise ValueError(f"{predictions}: some results have a 'bbox' and others a 'segmentation': give all of them one or both")
-    return Evaluation(_metrics(dataset, results, kinds, max_detections, class_agnostic), results)
+    limits = COCO_LIMITS if max_detections is None else max_detections
+    return Evaluation(_metrics(dataset, results, kinds, limits, class_agnostic), results)
 
 
-def match_categories(model: Categories, data: Categories, where: str) -> Categories:
+def match_categories(model: Categories, data: Categories, where: str, console: Console) -> Categories:
     """The model's classes with the ids the data has for them; -1 for a class the data does not have.
+
+    Classes are matched by name; by id only where the names are mere numbers.
 
     Raises:
         ValueError: nothing in common.
     """
     ids = dict(zip(data.names, data.ids, strict=True))
     if any(name in ids for name in model.names):
+        unscored = [name for name in model.names if name not in ids]
+        unknown = [name for name in data.names if name not in model.names]
+        if unscored:
+            console.print(f"not scored, as {where} has no such class: {', '.join(unscored)}", highlight=False)
+        if unknown:
+            console.print(f"unknown to the model: {', '.join(unknown)}", highlight=False)
         return Categories(model.names, tuple(ids.get(name, -1) for name in model.names))
-    if set(model.ids) == set(data.ids):
+    nameless = all(name.isdigit() for name in data.names) or all(name.isdigit() for name in model.names)
+    if nameless and set(model.ids) == set(data.ids):
         return model
     raise ValueError(
-        f"{where}: its classes ({', '.join(data.names)}) have neither names nor ids in common with the model's "
+        f"{where}: its classes ({', '.join(data.names)}) have no names in common with the model's "
         f"({', '.join(model.names)}): evaluate on data of the same classes"
     )
+
+
+def _has_masks(dataset: CocoDataset) -> bool:
+    """Whether masks can be scored; some without a segmentation would count as never found."""
+    without = dataset.ids_without_mask()
+    if 0 < len(without) < dataset.num_instances:
+        raise ValueError(
+            f"{dataset.path}: {len(without)} of {dataset.num_instances} annotations have no segmentation, for example "
+            f"{', '.join(map(str, without[:5]))}: add them, or remove all to score boxes"
+        )
+    return not without
 
 
 def _metrics(

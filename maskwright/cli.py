@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-console = Console()
+console = Console(markup=False)
 
 DataOption = Annotated[Path, typer.Option(help="Folder with train and val splits, or one COCO annotation file.")]
 ImagesOption = Annotated[Path | None, typer.Option(help="Image folder of a single annotation file.")]
@@ -70,8 +70,9 @@ def train(
     from maskwright import api
 
     if resume is not None:
-        if system is not None or data is not None or out is not None:
-            raise ValueError("--resume RUN goes on with a run as it was: leave SYSTEM, --data and --out away")
+        others = (system, data, out, epochs, images, val_fraction, classes, init, set_)
+        if any(option is not None for option in others) or skip_invalid:
+            raise ValueError("--resume RUN goes on with a run as it was: leave the other options away")
         api.resume(resume, device=device, console=console)
         out = resume
     else:
@@ -106,7 +107,10 @@ def evaluate(
     predictions: Annotated[Path | None, typer.Option(help="Score this COCO results file instead of a run.")] = None,
     split: Annotated[Literal["train", "val"], typer.Option(help="Which split of a folder.")] = "val",
     images: ImagesOption = None,
-    max_detections: Annotated[str, typer.Option(help="Limits on the detections of an image.")] = "1,10,100",
+    max_detections: Annotated[
+        str | None,
+        typer.Option(help="Limits on the detections of an image; by default 1, 10 and the model's own (a file: 100)."),
+    ] = None,
     class_agnostic: Annotated[bool, typer.Option("--class-agnostic", help="Ignore classes.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the detections, a COCO results file.")] = None,
     skip_invalid: SkipOption = False,
@@ -118,7 +122,9 @@ def evaluate(
 
     if data is None or (run is None) == (predictions is None):
         raise ValueError("maskwright evaluate needs --data, and either RUN or --predictions results.json")
-    limits = _limits(max_detections)
+    limits = None if max_detections is None else _limits(max_detections)
+    if out is not None and out.exists() and not out.is_file():
+        raise ValueError(f"{out}: is not a file: choose another --out")
     if predictions is not None:
         answer = api.score(
             predictions, data=data, split=split, max_detections=limits, class_agnostic=class_agnostic, skip_invalid=skip_invalid
@@ -168,8 +174,9 @@ def predict(
         device=device,
         console=console,
     )
-    count = sum(len(result) for result in answer.results)
-    console.print(f"{count} objects in {len(answer.results)} images, {len(answer.written)} files in {out}", highlight=False)
+    console.print(
+        f"{answer.num_objects} objects in {answer.num_images} images, {len(answer.written)} files in {out}", highlight=False
+    )
     if answer.failures:
         raise ValueError("could not be read:\n  " + "\n  ".join(answer.failures))
 
@@ -190,6 +197,9 @@ def main() -> None:
         app()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -3,9 +3,11 @@
 import time
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 
 from maskwright import api
+from maskwright.data.catalog import open_split
 from maskwright.evaluation import contact_sheet
 from maskwright.overview import metric_tables
 
@@ -44,27 +46,21 @@ def run_demo(out: Path, *, device: str, console: Console) -> None:
     )
     console.print("2. Evaluate the best model on 16 validation images it never saw.")
     model = api.load(out, device=device)
-    evaluation = api.evaluate(model, data=EXAMPLES, max_detections=(1, 10, 300), console=console)
+    evaluation = api.evaluate(model, data=EXAMPLES, console=console)
     for table in metric_tables(evaluation.metrics):
         console.print(table)
     console.print("3. Predict them, and write pictures, outlines and COCO masks.")
-    val = [EXAMPLES / "images" / name for name in _validation_files()]
+    dataset = open_split(EXAMPLES, "val")
+    val = [dataset.image_path(i) for i in range(len(dataset))]
     predictions = api.predict(model, val, out=out / "predictions", formats=("coco", "geojson", "png"), console=console)
-    sheet = contact_sheet([result.plot() for result in predictions.results[:8]], columns=4, tile_px=480)
-    sheet.save(out / "overview.png")
+    pictures = [Image.open(path) for path in predictions.written if path.suffix == ".png"]
+    contact_sheet(pictures[:8], columns=4, tile_px=480).save(out / "overview.png")
     console.print(
         f"\nDone in {time.monotonic() - began:.0f} s: "
-        f"{sum(len(result) for result in predictions.results)} nuclei found in {len(predictions.results)} images.\n"
+        f"{predictions.num_objects} nuclei found in {predictions.num_images} images.\n"
         f"  {out / 'overview.png'}: eight of them at a glance\n"
         f"  {out / 'predictions'}: a picture and a GeoJSON for each image, predictions.json with all masks\n"
         f"  {out / 'report.html'}: training curve and metrics\n"
         f"  {out / 'best'}: the model, for maskwright predict {out} IMAGES --out DIR",
         highlight=False,
     )
-
-
-def _validation_files() -> list[str]:
-    from maskwright.data.catalog import open_split
-
-    dataset = open_split(EXAMPLES, "val")
-    return [dataset.file_name(i) for i in range(len(dataset))]

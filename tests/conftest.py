@@ -21,7 +21,9 @@ torch.set_num_threads(2)
 EXAMPLES = Path(__file__).parent.parent / "examples" / "nuclei"
 
 
-def make_coco(root: Path, *, images: int = 4, split: str = "train", size: tuple[int, int] = (96, 128), seed: int = 0) -> dict[str, Any]:
+def make_coco(
+    root: Path, *, images: int = 4, split: str = "train", size: tuple[int, int] = (96, 128), seed: int = 0
+) -> dict[str, Any]:
     """Write `images` pictures of bright rectangles and discs, classes 7 "box" and 3 "disc", and return the annotations."""
     rng = np.random.default_rng(seed)
     height, width = size
@@ -108,6 +110,13 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_recipe(data: Path, *changes: str, system: str = "mask-rcnn-small") -> Recipe:
     """A recipe that runs in seconds."""
     recipe = find_recipe(system).with_changes(
-        ["epochs=1", "batch_size=2", "workers=0", "precision=float32", "augment.crop_px=64", "arguments={short_px: 64, long_px: 96}"]
+        [
+            "epochs=1",
+            "batch_size=2",
+            "workers=0",
+            "precision=float32",
+            "augment.crop_px=64",
+            "arguments={short_px: 64, long_px: 96, max_detections: 20, num_proposals: 50}",
+        ]
     )
     return recipe.with_changes(changes).model_copy(update={"data": DataOptions(path=str(data))})

@@ -1,7 +1,8 @@
 """From files to batches and back."""
 
 from maskwright.data.catalog import open_datasets, split_dataset
-from maskwright.data.coco import CocoDataset, Sample, read_coco, to_coco_results
+from maskwright.data.coco import CocoDataset, Sample, read_coco
+from maskwright.data.coco_results import to_coco_results
 from maskwright.data.files import atomic_write
 from maskwright.data.images import read_image
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from maskwright.data.coco import CocoDataset, read_coco
 
-_SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
+_SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def open_split(
     images: Path | None = None,
     classes: Sequence[str] | None = None,
     invalid: Literal["stop", "skip"] = "stop",
+    needs_images: bool = True,
 ) -> CocoDataset:
     """One split of a folder, or a single annotation file with its image folder.
 
@@ -55,10 +56,12 @@ def open_split(
         ValueError: nothing that looks like a data set; the message lists the layouts understood.
     """
     if data.is_file():
-        if images is None:
+        if images is None and needs_images:
             raise ValueError(f"{data}: an annotation file needs the folder of its images: add --images DIR")
-        source: Source | None = Source(data, images)
+        source: Source | None = Source(data, images or data.parent)
     elif data.is_dir():
+        if images is not None:
+            raise ValueError(f"{data}: a folder brings its own images: leave --images away, or give one annotation file")
         source = find_split(data, split)
     else:
         raise ValueError(f"{data}: there is no such file or folder")
@@ -68,7 +71,7 @@ def open_split(
             f"annotations/instances_{split}2017.json with {split}2017/, or {split}/_annotations.coco.json; "
             "or give one annotation file with --images DIR"
         )
-    if not source.images.is_dir():
+    if needs_images and not source.images.is_dir():
         raise ValueError(f"{source.images}: there is no such image folder (for {source.annotations})")
     return read_coco(source.annotations, source.images, classes=classes, invalid=invalid)
 
@@ -93,6 +96,11 @@ def open_datasets(
     if val_fraction is not None:
         return split_dataset(train, val_fraction, seed)
     val = open_split(data, "val", classes=classes, invalid=invalid)
+    shared = {train.image_path(i) for i in range(len(train))} & {val.image_path(i) for i in range(len(val))}
+    if shared:
+        raise ValueError(
+            f"{val.path}: {len(shared)} images are in the training split too, for example {min(shared)}: part them"
+        )
     if train.categories != val.categories:
         raise ValueError(
             f"{val.path}: its categories differ from those of {train.path}: "

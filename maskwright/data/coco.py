@@ -1,4 +1,4 @@
-"""COCO annotations: reading, holding and writing. The only place that knows xywh boxes and original category ids.
+"""COCO annotations: reading and holding. Here and in coco_results.py alone are COCO's xywh boxes and category ids known.
 
 A data set is held compactly: numpy columns and one byte buffer for all segmentations, which forked workers share and which
 does not grow with epochs. Masks are decoded one image at a time.
@@ -7,7 +7,7 @@ does not grow with epochs. Masks are decoded one image at a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -98,6 +98,11 @@ class CocoDataset:
         """Whether every annotation has a segmentation."""
         return bool((np.diff(self._columns.segment_starts) > 0).all())
 
+    def ids_without_mask(self) -> list[int]:
+        """Annotations that have no segmentation."""
+        found: list[int] = self._columns.ids[np.diff(self._columns.segment_starts) == 0].tolist()
+        return found
+
     def file_name(self, index: int) -> str:
         """The image's path relative to the image folder."""
         return self._names[self._name_starts[index] : self._name_starts[index + 1]].tobytes().decode()
@@ -123,6 +128,17 @@ class CocoDataset:
             keypoints=torch.from_numpy(keypoints.copy()) if self.keypoint_schema else None,
             is_crowd=torch.from_numpy(columns.is_crowd[rows].copy()),
         )
+
+    def check_image(self, index: int) -> None:
+        """Look at an image's header: whether it is one, and of the size its annotations were made for.
+
+        Raises:
+            ValueError: it is not.
+        """
+        path, size = self.image_path(index), self.image_size(index)
+        upright, _ = images.read_size(path)
+        if upright != size:
+            raise ValueError(_size_message(path, self.path, upright, size))
 
     def read(self, index: int, intensity: Intensity | None = None) -> Sample:
         """The image and its objects.
@@ -268,7 +284,7 @@ def read_coco(
     categories, wanted = _read_categories(path, data["categories"], classes)
     problems: list[str] = []
     listed = _read_images(path, data["images"], problems)
-    schema = _keypoint_schema(data["categories"])
+    schema = _keypoint_schema(path, data["categories"])
     place = {image_id: i for i, image_id in enumerate(listed)}
     label_of = {category_id: label for label, category_id in enumerate(categories.ids)}
 
@@ -315,9 +331,9 @@ class _Row:
 def _read_categories(path: Path, entries: list[Any], classes: Sequence[str] | None) -> tuple[Categories, set[int]]:
     """The classes in use, and the ids of all classes of the file."""
     try:
-        pairs = [(str(entry["name"]), int(entry["id"])) for entry in entries]
-    except (TypeError, KeyError, ValueError):
-        raise ValueError(f"{path}: each category needs an 'id' and a 'name'") from None
+        pairs = [(text(entry["name"], "name"), integer(entry["id"], "id")) for entry in entries]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: each category needs an 'id' and a 'name' ({error})") from None
     ids = [category_id for _, category_id in pairs]
     names = [name for name, _ in pairs]
     for what, values in (("id", [str(i) for i in ids]), ("name", names)):
@@ -327,6 +343,8 @@ def _read_categories(path: Path, entries: list[Any], classes: Sequence[str] | No
     if not pairs:
         raise ValueError(f"{path}: there are no categories: list the classes under 'categories'")
     if classes is not None:
+        if not classes or len(set(classes)) != len(classes):
+            raise ValueError(f"got classes {', '.join(classes) or 'none'}: name each class once, and at least one")
         unknown = [name for name in classes if name not in names]
         if unknown:
             raise ValueError(f"{path}: no class is named {', '.join(unknown)}; there are {', '.join(names)}")
@@ -339,13 +357,13 @@ def _read_images(path: Path, entries: list[Any], problems: list[str]) -> dict[in
     listed: dict[int, tuple[str, tuple[int, int]]] = {}
     for number, entry in enumerate(entries):
         try:
-            image_id, name = int(entry["id"]), str(entry["file_name"])
-            size = rle.check_size([int(entry["height"]), int(entry["width"])])
+            image_id, name = integer(entry["id"], "id"), text(entry["file_name"], "file_name")
+            size = rle.check_size([integer(entry["height"], "height"), integer(entry["width"], "width")])
         except (TypeError, KeyError, ValueError) as error:
             problems.append(f"image number {number}: needs 'id', 'file_name', 'height' and 'width' ({error})")
             continue
         parts = PurePosixPath(name.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or (parts.parts and ":" in parts.parts[0]):
+        if not parts.name or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
             problems.append(f"image {image_id}: file name {name!r} leaves the image folder: give it relative to that folder")
         elif image_id in listed:
             problems.append(f"image {image_id}: the id stands twice: make image ids unique")
@@ -366,7 +384,7 @@ def _read_annotation(
     schema: KeypointSchema | None,
 ) -> tuple[int, _Row] | None:
     """(index of its image, the row), or None for a class that is not wanted."""
-    annotation_id, image_id, category_id = int(entry["id"]), int(entry["image_id"]), int(entry["category_id"])
+    annotation_id, image_id, category_id = (integer(entry[key], key) for key in ("id", "image_id", "category_id"))
     if annotation_id in seen:
         raise ValueError("the id stands twice: make annotation ids unique")
     seen.add(annotation_id)
@@ -378,14 +396,22 @@ def _read_annotation(
         return None
     size = listed[image_id][1]
     segmentation = entry.get("segmentation") or None
-    bounds, pixels = (None, 0.0) if segmentation is None else _check_segmentation(segmentation, size)
+    bounds, pixels = (None, None) if segmentation is None else _check_segmentation(segmentation, size)
+    if segmentation is not None and pixels is None and entry.get("area") is None:
+        starts, ends = rle.runs_from_polygons(segmentation, size)
+        pixels = float((ends - starts).sum())
     if entry.get("bbox"):
         bbox = _check_bbox(entry["bbox"], size)
     elif bounds is not None:
         bbox = (bounds[0], bounds[1], bounds[2] - bounds[0], bounds[3] - bounds[1])
     else:
         raise ValueError("has neither a 'bbox' nor a 'segmentation'")
-    area = float(entry["area"]) if entry.get("area") is not None else (pixels or bbox[2] * bbox[3])
+    area = bbox[2] * bbox[3] if pixels is None else pixels
+    if entry.get("area") is not None:
+        area = number(entry["area"], "area")
+    is_crowd = entry.get("iscrowd") or 0
+    if is_crowd not in (0, 1):
+        raise ValueError(f"iscrowd is {is_crowd!r}, expected 0 or 1")
     if not np.isfinite(area) or area < 0:
         raise ValueError(f"area is {area}, expected a number of px² that is not negative")
     return place[image_id], _Row(
@@ -393,14 +419,14 @@ def _read_annotation(
         bbox=bbox,
         label=label_of[category_id],
         area=area,
-        is_crowd=bool(entry.get("iscrowd", 0)),
+        is_crowd=bool(is_crowd),
         keypoints=_read_keypoints(entry.get("keypoints"), schema),
         segment=b"" if segmentation is None else json.dumps(segmentation, separators=(",", ":")).encode(),
     )
 
 
-def _check_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[tuple[float, float, float, float], float]:
-    """Bounds and area of a segmentation whose mask has at least one pixel or vertex inside the image."""
+def _check_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[tuple[float, float, float, float], float | None]:
+    """Bounds of a segmentation that lies in the image, and the pixels of an RLE, for which they cost nothing."""
     if isinstance(segmentation, dict):
         runs = rle.runs_from_coco(segmentation, size)
         x0, y0, x1, y1 = rle.window_of_runs(runs, size)
@@ -416,15 +442,14 @@ def _check_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[tuple
         raise ValueError(f"the polygon lies outside the image of {height} x {width} px: remove it or correct the image size")
     if max(-left, -top, right - width, bottom - height) > max(size):
         raise ValueError(f"the polygon reaches to ({right:g}, {bottom:g}), far outside the image of {height} x {width} px")
-    return (max(float(left), 0.0), max(float(top), 0.0), min(float(right), width), min(float(bottom), height)), 0.0
+    return (max(float(left), 0.0), max(float(top), 0.0), min(float(right), width), min(float(bottom), height)), None
 
 
 def _check_bbox(bbox: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """x, y, width, height of a box with some part inside the image."""
-    values = [float(v) for v in bbox]
-    if len(values) != 4 or not np.isfinite(values).all():
-        raise ValueError(f"bbox is {bbox}, expected four finite numbers x, y, width, height")
-    x, y, width, height = values
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        raise ValueError(f"bbox is {bbox!r}, expected four finite numbers x, y, width, height")
+    x, y, width, height = (number(v, "bbox") for v in bbox)
     if width <= 0 or height <= 0 or x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
         raise ValueError(
             f"bbox {bbox} (x, y, width, height) is empty or outside the image of {size[0]} x {size[1]} px: remove it"
@@ -439,12 +464,18 @@ def _to_xyxy(bboxes: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDAr
     return clipped
 
 
-def _keypoint_schema(entries: list[Any]) -> KeypointSchema | None:
+def _keypoint_schema(path: Path, entries: list[Any]) -> KeypointSchema | None:
     """The schema of the first category that has keypoints; COCO's skeletons count from 1."""
     for entry in entries:
-        if entry.get("keypoints"):
-            skeleton = [(int(a) - 1, int(b) - 1) for a, b in entry.get("skeleton") or []]
-            return KeypointSchema.from_names([str(name) for name in entry["keypoints"]], skeleton)
+        if not entry.get("keypoints"):
+            continue
+        try:
+            skeleton = [(integer(a, "skeleton") - 1, integer(b, "skeleton") - 1) for a, b in entry.get("skeleton") or []]
+            return KeypointSchema.from_names([text(name, "keypoints") for name in entry["keypoints"]], skeleton)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: 'keypoints' and 'skeleton' of {entry['name']} are not names and index pairs: {error}"
+            ) from None
     return None
 
 
@@ -460,6 +491,29 @@ def _read_keypoints(flat: Any, schema: KeypointSchema | None) -> npt.NDArray[np.
     points = points.reshape(-1, 3)
     points[points[:, 2] > 0, :2] += 0.5
     return points
+
+
+def integer(value: Any, name: str) -> int:
+    """A whole number that is not negative, as ids and sizes are; 3.0 will do."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f"{name} is {value!r}, expected a whole number from 0 on")
+    return value
+
+
+def number(value: Any, name: str) -> float:
+    """A finite number."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not np.isfinite(value):
+        raise ValueError(f"{name} holds {value!r}, expected finite numbers")
+    return float(value)
+
+
+def text(value: Any, name: str) -> str:
+    """A text that can be shown on one line."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(f"{name} is {value!r}, expected a text")
+    return value
 
 
 def _pack(rows: list[_Row], counts: npt.NDArray[np.int64], schema: KeypointSchema | None) -> _Columns:
@@ -492,75 +546,3 @@ def _size_message(image: Path, annotations: Path, got: tuple[int, int], stated: 
     )
     shapes = f"the upright image is {got[0]} x {got[1]} (height x width) but {annotations} says {stated[0]} x {stated[1]}"
     return f"{image}: {shapes}: {remedy}"
-
-
-# Writing
-
-
-def to_coco_results(instances: Instances, image_id: int, categories: Categories) -> list[dict[str, Any]]:
-    """Detections of one image as entries of a COCO results file, with original category ids.
-
-    Args:
-        instances: detections, original frame.
-        image_id: the image's id in the annotation file.
-        categories: index → original id.
-    """
-    boxes = instances.boxes.cpu().tolist()
-    labels = instances.labels.tolist()
-    scores = [1.0] * len(instances) if instances.scores is None else instances.scores.cpu().tolist()
-    rles = [None] * len(instances) if instances.masks is None else instances.masks.to_rles()
-    results = []
-    for (x1, y1, x2, y2), label, score, mask in zip(boxes, labels, scores, rles, strict=True):
-        entry: dict[str, Any] = {
-            "image_id": image_id,
-            "category_id": categories.ids[label],
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "score": score,
-        }
-        if mask is not None:
-            entry["segmentation"] = mask
-        results.append(entry)
-    return results
-
-
-def check_results(path: Path, data: Any, dataset: CocoDataset) -> list[dict[str, Any]]:
-    """Entries of somebody's COCO results file, checked against the data set they shall be scored on.
-
-    Raises:
-        ValueError: naming the file, the entry and what is wrong.
-    """
-    if isinstance(data, dict) and isinstance(data.get("annotations"), list):
-        data = data["annotations"]
-    if not isinstance(data, list):
-        raise ValueError(f"{path}: expected a list of COCO results, or a dict with 'annotations'")
-    sizes = {int(image_id): dataset.image_size(i) for i, image_id in enumerate(dataset.image_ids)}
-    problems: list[str] = []
-    for number, entry in enumerate(data):
-        try:
-            _check_result(entry, sizes, set(dataset.categories.ids))
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            problems.append(f"entry {number}: {f'the key {error} is missing' if isinstance(error, KeyError) else error}")
-    if problems:
-        shown = "\n  ".join(problems[:MAX_PROBLEMS_SHOWN])
-        raise ValueError(f"{path}: {len(problems)} of {len(data)} results cannot be scored on {dataset.path}:\n  {shown}")
-    return list(data)
-
-
-def _check_result(entry: dict[str, Any], sizes: dict[int, tuple[int, int]], category_ids: Iterable[int]) -> None:
-    if entry["image_id"] not in sizes:
-        raise ValueError(f"image_id {entry['image_id']} is not in the data set")
-    if entry["category_id"] not in category_ids:
-        raise ValueError(f"category_id {entry['category_id']} is not in the data set")
-    if not np.isfinite(float(entry["score"])):
-        raise ValueError(f"score is {entry['score']}")
-    if "segmentation" in entry:
-        segmentation, size = entry["segmentation"], sizes[entry["image_id"]]
-        if isinstance(segmentation, dict):
-            rle.runs_from_coco(segmentation, size)
-        else:
-            for part in segmentation:
-                rle.check_polygon(part)
-    elif "bbox" not in entry:
-        raise ValueError("has neither 'bbox' nor 'segmentation'")
-    if "bbox" in entry and (len(entry["bbox"]) != 4 or not np.isfinite([float(v) for v in entry["bbox"]]).all()):
-        raise ValueError(f"bbox is {entry['bbox']}, expected four finite numbers")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,15 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file in the same folder, then put it in place of `path` in one step.
 
     A crash or a full disk leaves the previous file as it was and no half-written one.
+
+    Raises:
+        ValueError: something that is not a file stands there.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: stands where a file should be written, and is none: choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}-{zlib.crc32(path.name.encode()):08x}.tmp")
     try:
         write(temporary)
         with temporary.open("rb+") as file:

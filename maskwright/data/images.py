@@ -1,6 +1,8 @@
 """Reading images: whatever people keep them in, as upright RGB uint8 (H, W, 3)."""
 
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,14 @@ MAX_PIXELS = 150_000_000
 
 _DEEP_MODES = {"I;16": 65535.0, "I;16L": 65535.0, "I;16B": 65535.0, "I;16N": 65535.0, "F": 1.0}
 _EXIF_ORIENTATION = 0x0112
+_REMEDY = 'train with --set "intensity={policy: window, low: ..., high: ...}", or percentiles'
+_DECODING = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, AttributeError, ArithmeticError)
+_DAMAGE = (*_DECODING, struct.error, zlib.error)
+"""What Pillow's decoders raise on damaged files."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; the message names the file and the remedy."""
 
 
 def read_image(source: Path | str | Image.Image, intensity: Intensity | None = None) -> npt.NDArray[np.uint8]:
@@ -32,17 +42,19 @@ def read_image(source: Path | str | Image.Image, intensity: Intensity | None = N
         RGB (H, W, 3).
 
     Raises:
-        ValueError: no such file, not an image, damaged, of a format outside `FORMATS` or over `MAX_PIXELS`.
+        ImageError: no such file, not an image, damaged, of a format outside `FORMATS` or over `MAX_PIXELS`.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(ImageOps.exif_transpose(source), intensity or Intensity(), "the image")
     path = Path(source)
     with _open(path) as image:
+        if intensity is not None and intensity.policy != "full" and _is_deep_color(image):
+            raise ImageError(f"{path}: 16-bit color is read over its full range only, not by {intensity}: convert it to 8 bits")
         try:
             image.load()
             upright = ImageOps.exif_transpose(image)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise ValueError(f"{path}: the image is damaged or cut off ({error}): copy or download it again") from None
+        except _DAMAGE as error:
+            raise ImageError(f"{path}: the image is damaged or cut off ({error}): copy or download it again") from None
     return _to_rgb(upright, intensity or Intensity(), str(path))
 
 
@@ -50,7 +62,10 @@ def read_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """(height, width) upright and as stored, from the header alone."""
     with _open(path) as image:
         stored = (image.height, image.width)
-        turned = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+        try:
+            turned = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+        except _DAMAGE as error:
+            raise ImageError(f"{path}: its EXIF data are damaged ({error}): copy or download the image again") from None
     return (stored[1], stored[0]) if turned else stored, stored
 
 
@@ -61,29 +76,36 @@ def list_images(folder: Path) -> list[Path]:
 
 def _open(path: Path) -> Image.Image:
     if not path.exists():
-        raise ValueError(f"{path}: there is no such image")
+        raise ImageError(f"{path}: there is no such image")
     if path.is_dir():
-        raise ValueError(f"{path}: is a folder, expected an image")
+        raise ImageError(f"{path}: is a folder, expected an image")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty: copy or download it again")
+        raise ImageError(f"{path}: the file is empty: copy or download it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
             image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(
+        raise ImageError(
             f"{path}: not an image of a known format ({', '.join(FORMATS)}): convert it, or download it again"
         ) from None
     except Image.DecompressionBombError:
-        raise ValueError(f"{path}: larger than {MAX_PIXELS / 1e6:.0f} megapixels: cut it into tiles") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: the image is damaged ({error}): copy or download it again") from None
+        raise ImageError(f"{path}: larger than {MAX_PIXELS / 1e6:.0f} megapixels: cut it into tiles") from None
+    except _DAMAGE as error:
+        raise ImageError(f"{path}: the image is damaged ({error}): copy or download it again") from None
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise ValueError(
+        raise ImageError(
             f"{path}: {image.width} x {image.height} px are more than {MAX_PIXELS / 1e6:.0f} megapixels: cut it into tiles"
         )
     return image
+
+
+def _is_deep_color(image: Image.Image) -> bool:
+    """Whether a file has 16 bits in each of several channels, which Pillow reads as 8."""
+    tiles = [(tile[0], tile[-1]) for tile in getattr(image, "tile", [])]
+    deep = any(";16" in str(options) or (codec == "ppm" and options[-1] > 255) for codec, options in tiles)
+    return deep and len(image.getbands()) > 1
 
 
 def _to_rgb(image: Image.Image, intensity: Intensity, name: str) -> npt.NDArray[np.uint8]:
@@ -97,20 +119,17 @@ def _to_rgb(image: Image.Image, intensity: Intensity, name: str) -> npt.NDArray[
 def _to_8_bit(values: npt.NDArray[np.generic], mode: str, intensity: Intensity, name: str) -> npt.NDArray[np.uint8]:
     pixels = values.astype(np.float64)
     if not np.isfinite(pixels).all():
-        raise ValueError(f"{name}: the image holds values that are not finite: replace them")
+        raise ImageError(f"{name}: the image holds values that are not finite: replace them")
     if intensity.policy == "window":
         low, high = float(intensity.low or 0), float(intensity.high or 0)
     elif intensity.policy == "percentile":
         low, high = (float(v) for v in np.percentile(pixels, [intensity.low or 0, intensity.high or 100]))
     elif mode == "I":
-        raise ValueError(
-            f"{name}: 32-bit integer pixels have no usual full range: set input.intensity to a window or percentiles"
-        )
+        raise ImageError(f"{name}: 32-bit integer pixels have no usual full range: {_REMEDY}")
     else:
         low, high = 0.0, _DEEP_MODES[mode]
         if pixels.min(initial=0) < low or pixels.max(initial=0) > high:
-            raise ValueError(
-                f"{name}: pixels range from {pixels.min():g} to {pixels.max():g}, expected 0 to {high:g}: "
-                "set input.intensity to a window or percentiles"
+            raise ImageError(
+                f"{name}: pixels range from {pixels.min():g} to {pixels.max():g}, expected 0 to {high:g}: {_REMEDY}"
             )
     return np.rint((np.clip(pixels, low, high) - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)

@@ -34,8 +34,11 @@ def prepare(sample: Sample, spec: InputSpec) -> tuple[torch.Tensor, Instances]:
     return pixels, drop_unseen(sample.instances.resize((pixels.shape[1], pixels.shape[2])))
 
 
-class TrainingImages(Dataset[tuple[Sample, torch.Tensor, Instances, int]]):
-    """Augmented samples of a data set, addressed by (epoch, index)."""
+Row = tuple[Sample, torch.Tensor, Instances, int]
+
+
+class TrainingImages(Dataset[Row | str]):
+    """Augmented samples of a data set, addressed by (epoch, index); an image that cannot be read gives its message."""
 
     def __init__(self, dataset: CocoDataset, *, spec: InputSpec, transform: Transform, seed: int) -> None:
         self.dataset = dataset
@@ -46,16 +49,23 @@ class TrainingImages(Dataset[tuple[Sample, torch.Tensor, Instances, int]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[Sample, torch.Tensor, Instances, int]:
+    def __getitem__(self, address: tuple[int, int]) -> Row | str:
         epoch, index = address
-        sample = self.dataset.read(index, self.spec.intensity)
+        try:  # a worker's exceptions reach the user wrapped in its traceback; a message does not
+            sample = self.dataset.read(index, self.spec.intensity)
+        except ValueError as error:
+            return str(error)
         key = key_of(self.seed, epoch, sample.id)
         sample = self.transform(sample, torch.Generator().manual_seed(key))
         pixels, instances = prepare(sample, self.spec)
         return sample, pixels, instances, key
 
-    def collate(self, rows: Sequence[tuple[Sample, torch.Tensor, Instances, int]]) -> Batch:
-        """Pad the rows of a batch."""
+    def collate(self, answers: Sequence[Row | str]) -> Batch | str:
+        """Pad the rows of a batch; or the message of one that could not be read."""
+        for answer in answers:
+            if isinstance(answer, str):
+                return answer
+        rows = [answer for answer in answers if not isinstance(answer, str)]
         images = ImageBatch.collate(
             [pixels for _, pixels, _, _ in rows],
             original_sizes=[sample.instances.image_size for sample, _, _, _ in rows],
@@ -121,7 +131,13 @@ def training_batches(images: TrainingImages, *, batch_size: int, workers: int, s
         collate_fn=images.collate,
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
+    return map(_or_raise, iter(loader))
+
+
+def _or_raise(batch: Batch | str) -> Batch:
+    if isinstance(batch, str):
+        raise ValueError(batch)
+    return batch
 
 
 def evaluation_batches(dataset: CocoDataset, *, spec: InputSpec, batch_size: int, seed: int = 0) -> Iterator[Batch]:
@@ -131,8 +147,8 @@ def evaluation_batches(dataset: CocoDataset, *, spec: InputSpec, batch_size: int
     for index in range(len(dataset)):
         size = spec.resize.size(dataset.image_size(index))
         if group and (len(group) == batch_size or size != spec.resize.size(dataset.image_size(group[0]))):
-            yield still.collate([still[0, i] for i in group])
+            yield _or_raise(still.collate([still[0, i] for i in group]))
             group = []
         group.append(index)
     if group:
-        yield still.collate([still[0, i] for i in group])
+        yield _or_raise(still.collate([still[0, i] for i in group]))

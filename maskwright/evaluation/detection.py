@@ -11,12 +11,18 @@ import hotcoco
 import numpy as np
 import numpy.typing as npt
 
-from maskwright.data.coco import Categories, CocoDataset, to_coco_results
+from maskwright.data.coco import Categories, CocoDataset
+from maskwright.data.coco_results import to_coco_results
 from maskwright.data.loader import Batch
 from maskwright.structures import ImageBatch, Instances
 
-MAX_DETECTIONS = (1, 10, 100)
+COCO_LIMITS = (1, 10, 100)
 """COCO's limits on the detections of an image; the last one counts for AP."""
+
+
+def default_limits(max_detections: int) -> tuple[int, ...]:
+    """The limits a model is scored with when none are given: COCO's, with its own number of detections as the last."""
+    return tuple(sorted({*COCO_LIMITS[:-1], max_detections}))
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def evaluate_detections(
     results: Sequence[dict[str, Any]],
     *,
     kind: Literal["bbox", "segm"],
-    max_detections: Sequence[int] = MAX_DETECTIONS,
+    max_detections: Sequence[int] = COCO_LIMITS,
     class_agnostic: bool = False,
 ) -> DetectionMetrics:
     """Score detections against a data set.
@@ -80,6 +86,8 @@ def evaluate_detections(
         ValueError: results without the boxes or masks asked for.
     """
     limits = tuple(sorted(set(max_detections)))
+    if not limits or not all(isinstance(limit, int) and 0 < limit < 2**31 for limit in limits):
+        raise ValueError(f"got limits {list(max_detections)} on detections, expected positive numbers, for example 1, 10, 100")
     field = "bbox" if kind == "bbox" else "segmentation"
     missing = sum(field not in entry for entry in results)
     if missing:

@@ -79,7 +79,7 @@ class Model:
 
         Args:
             source: a path, a Pillow image, an RGB uint8 array (H, W, 3), or a list of these.
-            threshold: objects with lower scores are left out.
+            threshold: objects with lower scores are left out; systems drop what is hopeless (Mask R-CNN: 0.05) by themselves.
             max_detections: objects of an image at most; by default what the model was built with.
 
         Raises:
@@ -95,11 +95,13 @@ class Model:
         """Results one by one, for more images than memory holds results."""
         if not 0 <= threshold <= 1:
             raise ValueError(f"got threshold {threshold}, expected a score between 0 and 1")
+        if max_detections is not None and max_detections < 1:
+            raise ValueError(f"got max_detections {max_detections}, expected at least 1")
         for source in sources:
             pixels = self._read(source)
-            (instances,) = self.detect(self._batch(pixels), max_detections=max_detections)
+            instances = self.detect(self._batch(pixels), max_detections=max_detections)[0].to("cpu")
             assert instances.scores is not None
-            kept = instances[instances.scores >= threshold].to("cpu")
+            kept = instances[instances.scores >= threshold]
             yield Result(
                 kept, self.categories, source if isinstance(source, (str, Path)) else pixels, self.system.input.intensity
             )

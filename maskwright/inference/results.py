@@ -10,7 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from maskwright.data.coco import Categories, to_coco_results
+from maskwright.data.coco import Categories
+from maskwright.data.coco_results import to_coco_results
 from maskwright.data.images import read_image
 from maskwright.evaluation.drawing import draw_instances
 from maskwright.structures import Instances, Intensity, Masks
@@ -107,20 +108,28 @@ class Result:
         return [[[ring]] for ring in corners]
 
 
-def to_coco_file(results: Sequence[Result], file_names: Sequence[str]) -> dict[str, Any]:
+class CocoFile:
     """Results of several images as one COCO data set with scores: any COCO tool opens it, and it can be scored."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for image_id, (result, file_name) in enumerate(zip(results, file_names, strict=True), start=1):
+
+    def __init__(self, categories: Categories) -> None:
+        self.categories = categories
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def add(self, result: Result, file_name: str) -> None:
+        """One more image; of its masks only the encodings are kept."""
         height, width = result.instances.image_size
-        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        areas = result.masks.areas().tolist() if result.masks is not None else None
-        for i, entry in enumerate(result.to_coco(image_id)):
-            area = areas[i] if areas is not None else entry["bbox"][2] * entry["bbox"][3]
-            annotations.append({"id": len(annotations) + 1, **entry, "area": area, "iscrowd": 0})
-    categories = results[0].categories if results else Categories((), ())
-    listed = [{"id": i, "name": n} for i, n in zip(categories.ids, categories.names, strict=True)]
-    return {"images": images, "annotations": annotations, "categories": listed}
+        image_id = len(self.images) + 1
+        self.images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        entries = result.to_coco(image_id)
+        areas = [e["bbox"][2] * e["bbox"][3] for e in entries] if result.masks is None else result.masks.areas().tolist()
+        for entry, area in zip(entries, areas, strict=True):
+            self.annotations.append({"id": len(self.annotations) + 1, **entry, "area": area, "iscrowd": 0})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the file holds it."""
+        listed = [{"id": i, "name": n} for i, n in zip(self.categories.ids, self.categories.names, strict=True)]
+        return {"images": self.images, "annotations": self.annotations, "categories": listed}
 
 
 def _closed(ring: npt.NDArray[np.float64]) -> list[list[float]]:

@@ -1,25 +1,26 @@
 """Predictions for files, written where people look for them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from maskwright.data.files import atomic_write, write_json
-from maskwright.data.images import list_images
+from maskwright.data.images import ImageError, list_images
 from maskwright.inference.predictor import Model, load
 from maskwright.inference.progress import counted
-from maskwright.inference.results import Result, to_coco_file
+from maskwright.inference.results import CocoFile, Result
 
 FORMATS = ("coco", "geojson", "png")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was written: results by file, and the files that could not be read with the reason."""
+    """What was done: counts, the files written, and the images that could not be read with the reason."""
 
-    results: list[Result]
+    num_images: int
+    num_objects: int
     written: list[Path]
     failures: list[str]
 
@@ -53,52 +54,60 @@ def predict_files(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"no format is named {', '.join(unknown)}: there are {', '.join(FORMATS)}")
-    files = _find(sources)
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file, expected a folder to write into")
-    model = run if isinstance(run, Model) else load(run, device=device)
+    files = _find(sources, out)
     names = _unique_names([name for _, name in files])
-    done: list[tuple[Result, str]] = []
+    _protect_inputs([path for path, _ in files], out, names)
+    model = run if isinstance(run, Model) else load(run, device=device)
+    coco = CocoFile(model.categories)
     written: list[Path] = []
     failures: list[str] = []
-    with counted(console, "predict", len(files)) as count:
-        for (path, name), unique in zip(files, names, strict=True):
-            try:
-                result = model.predict(path, threshold=threshold, max_detections=max_detections)
-            except ValueError as error:
-                failures.append(str(error))
-            else:
-                written += _write(result, out, unique, formats)
-                done.append((result, name))
-            count(1)
-    if "coco" in formats and done:
-        write_json(out / "predictions.json", to_coco_file([r for r, _ in done], [name for _, name in done]))
-        written.append(out / "predictions.json")
-    return Predictions([r for r, _ in done], written, failures)
+    try:
+        with counted(console, "predict", len(files)) as count:
+            for (path, name), unique in zip(files, names, strict=True):
+                try:
+                    result = model.predict(path, threshold=threshold, max_detections=max_detections)
+                    coco.add(result, name)
+                    written += _write(result, out, unique, formats)
+                except ImageError as error:
+                    failures.append(str(error))
+                count(1)
+    finally:  # whatever ends the loop, what was found so far is not lost
+        if "coco" in formats and coco.images:
+            write_json(out / "predictions.json", coco.to_dict())
+            written.append(out / "predictions.json")
+    return Predictions(len(coco.images), len(coco.annotations), written, failures)
 
 
 def _write(result: Result, out: Path, name: str, formats: Sequence[str]) -> list[Path]:
-    written: list[Path] = []
+    written = []
     if "png" in formats:
-        picture = result.plot()
-        _keep(written, out / f"{name}.png", lambda path: atomic_write(path, lambda temporary: picture.save(temporary, "PNG")))
+        path, picture = out / f"{name}.png", result.plot()
+        atomic_write(path, lambda temporary: picture.save(temporary, "PNG"))
+        written.append(path)
     if "geojson" in formats:
-        _keep(written, out / f"{name}.geojson", lambda path: write_json(path, result.to_geojson()))
+        path = out / f"{name}.geojson"
+        write_json(path, result.to_geojson())
+        written.append(path)
     return written
 
 
-def _keep(written: list[Path], path: Path, write: Callable[[Path], object]) -> None:
-    write(path)
-    written.append(path)
+def _protect_inputs(inputs: Sequence[Path], out: Path, names: Sequence[str]) -> None:
+    """Pictures may not take the place of the images they show."""
+    taken = {path.resolve() for path in inputs}
+    lost = [name for name in names if (out / f"{name}.png").resolve() in taken]
+    if lost:
+        raise ValueError(f"{out}: would overwrite {lost[0]}.png, one of the images to predict: choose another --out")
 
 
-def _find(sources: Sequence[str | Path]) -> list[tuple[Path, str]]:
-    """Files with their names relative to the folder they were found in."""
+def _find(sources: Sequence[str | Path], out: Path) -> list[tuple[Path, str]]:
+    """Files with their names relative to the folder they were found in; earlier output below it is left out."""
     found: list[tuple[Path, str]] = []
     for source in map(Path, sources):
         if source.is_dir():
-            inside = list_images(source)
+            inside = [path for path in list_images(source) if out.resolve() not in path.resolve().parents]
             if not inside:
                 raise ValueError(f"{source}: there are no images in this folder")
             found += [(path, path.relative_to(source).as_posix()) for path in inside]

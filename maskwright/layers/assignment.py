@@ -29,8 +29,8 @@ class IouMatcher:
     Args:
         positive: IoU from which a candidate is positive.
         negative: IoU below which it is negative; between the two it is ignored.
-        rescue: whether an object also gets the candidates that overlap it most, however little, as long as they do: an
-            object that touches no candidate gets none.
+        rescue: whether the candidates that overlap an object most, however little, are positive too; they keep the object
+            they themselves overlap most. An object that touches no candidate rescues none.
         crowd_coverage: share of a candidate inside a crowd region from which it is no longer negative.
     """
 

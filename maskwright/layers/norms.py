@@ -1,5 +1,7 @@
 """Normalization layers that train with any batch, or not at all."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from timm.layers import FrozenBatchNormAct2d
@@ -19,10 +21,11 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, …), normalized."""
+        dtype = self.weight.dtype if x.device.type == "cpu" else x.dtype  # only the CPU kernel takes both at once
         with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+            return F.group_norm(x, self.num_groups, self.weight.to(dtype), self.bias.to(dtype), self.eps)
 
 
-def has_frozen_norms(module: nn.Module) -> bool:
-    """Whether a network holds norms whose statistics come from pretrained weights."""
-    return any(isinstance(m, (FrozenBatchNorm2d, FrozenBatchNormAct2d)) for m in module.modules())
+def has_frozen_norms(modules: Iterable[nn.Module]) -> bool:
+    """Whether there are norms whose statistics come from pretrained weights."""
+    return any(isinstance(m, (FrozenBatchNorm2d, FrozenBatchNormAct2d)) for m in modules)

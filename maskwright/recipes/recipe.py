@@ -12,7 +12,7 @@ from maskwright.structures import Intensity
 
 
 class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class OptimizerOptions(_Options):
@@ -31,7 +31,7 @@ class ScheduleOptions(_Options):
     """Linear warm-up, then steps or a cosine, over the steps of a stage."""
 
     kind: Literal["step", "cosine"]
-    warmup_steps: int = Field(ge=0)
+    warmup_steps: int = Field(ge=0, description="at most a tenth of the stage")
     warmup_factor: float = Field(default=0.001, ge=0, le=1)
     drops: tuple[float, ...] = Field(default=(), description="shares of the stage at which the rate is divided by ten")
 
@@ -95,11 +95,16 @@ class Recipe(_Options):
     intensity: Intensity = Intensity()
     ema_decay: float = Field(ge=0, lt=1, description="averaging of the weights; 0 switches it off")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    max_detections: tuple[int, ...] = Field(default=(1, 10, 100), min_length=1, description="limits of the evaluation")
     evaluate_every: int = Field(default=1, gt=0, description="epochs")
     checkpoint_steps: int | None = Field(default=None, gt=0, description="also save within an epoch")
     workers: int = Field(default=1, ge=0, description="processes that read images")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _classes_come_from_the_data(self) -> "Recipe":
+        if "num_classes" in self.arguments:
+            raise ValueError("num_classes comes from the data: choose classes with --classes")
+        return self
 
     def with_changes(self, changes: Sequence[str]) -> "Recipe":
         """A copy with fields set from texts like "optimizer.lr=0.01"; a field of a stage is set in every stage.
@@ -107,7 +112,7 @@ class Recipe(_Options):
         Raises:
             ValueError: no such field, with the nearest names; or a value that does not fit.
         """
-        data = self.model_dump()
+        data = self.model_dump(mode="json")
         for change in changes:
             path, equals, text = change.partition("=")
             if not equals:
@@ -115,7 +120,7 @@ class Recipe(_Options):
             keys = path.strip().split(".")
             targets = data["stages"] if keys[0] in Stage.model_fields else [data]
             for target in targets:
-                _set(target, keys, yaml.safe_load(text), path)
+                _set(target, keys, _parse(text, change), path)
         return parse_recipe(data)
 
     def to_yaml(self) -> str:
@@ -146,16 +151,35 @@ def read_recipe(path: Path) -> Recipe:
         raise ValueError(f"{path}: not a recipe: {error}") from None
 
 
-def _set(target: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
-    for i, key in enumerate(keys):
-        free = i > 0 and keys[0] == "arguments"
-        if not isinstance(target, dict) or (key not in target and not free):
+def _parse(text: str, change: str) -> Any:
+    """A value as YAML reads it, and 1e-3 as a number."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"got --set {change!r}, whose value is not YAML: try a number, a word, or [a, b]") from None
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _set(target: Any, keys: list[str], value: Any, path: str) -> None:
+    """Set what a path like "optimizer.lr" or "stages.0.epochs" names; a system's arguments are checked by its builder."""
+    for i, name in enumerate(keys):
+        is_last = i == len(keys) - 1
+        key: Any = int(name) if isinstance(target, list) and name.isdigit() else name
+        exists = key in target if isinstance(target, dict) else isinstance(target, list) and key in range(len(target))
+        if not exists and not (is_last and keys[0] == "arguments" and isinstance(target, dict)):
             known = list(target) if isinstance(target, dict) else []
             known += list(Stage.model_fields) if i == 0 else []
-            near = difflib.get_close_matches(key, known, n=2, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'no fields below it'}"
+            near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'no such fields below it'}"
+            )
             raise ValueError(f"the recipe has no field {path!r}: {hint}")
-        if i < len(keys) - 1:
-            target = target[key]
-        else:
+        if is_last:
             target[key] = value
+        else:
+            target = target[key]

@@ -51,14 +51,17 @@ class ModelCard:
         try:
             if data["format"] != FORMAT:
                 raise ValueError(f"{source}: format {data['format']}, expected {FORMAT}: update maskwright to open it")
-            names, ids = data["categories"]["names"], data["categories"]["ids"]
+            names, ids = tuple(map(str, data["categories"]["names"])), tuple(map(int, data["categories"]["ids"]))
+            arguments = dict(data["arguments"])
+            if not len(names) == len(ids) == arguments["num_classes"]:
+                raise KeyError("categories")
             return cls(
-                system=data["system"],
-                arguments=dict(data["arguments"]),
-                categories=Categories(tuple(names), tuple(ids)),
+                system=str(data["system"]),
+                arguments=arguments,
+                categories=Categories(names, ids),
                 input=InputSpec.from_dict(data["input"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{source}: not a model of maskwright ({error!r}): import other checkpoints first") from None
 
 
@@ -68,12 +71,20 @@ def build_system(name: str, arguments: Mapping[str, Any]) -> System:
     Raises:
         ValueError: no such system, or an argument its builder does not have.
     """
-    builder = find_builder(name)
-    known = inspect.signature(builder).parameters
+    return find_builder(name)(**all_arguments(name, arguments))
+
+
+def all_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A builder's arguments with its defaults filled in, as they are saved with a run.
+
+    Raises:
+        ValueError: no such system, or an argument its builder does not have.
+    """
+    known = inspect.signature(find_builder(name)).parameters
     unknown = [argument for argument in arguments if argument not in known]
     if unknown:
         raise ValueError(f"{name} has no argument {', '.join(unknown)}: there are {', '.join(known)}")
-    return builder(**arguments)
+    return {**{key: p.default for key, p in known.items() if p.default is not p.empty}, **arguments}
 
 
 # Writing
@@ -103,7 +114,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            header = file.metadata() or {}
+            metadata = {key: json.loads(header[key]) for key in ("maskwright", "training") if key in header}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from None

@@ -21,16 +21,16 @@ class Precision:
 
 
 def choose_device(device: str = "auto") -> str:
-    """The device asked for, or the fastest there is.
+    """The device asked for; "auto" is a CUDA GPU where there is one, else the CPU.
 
     Raises:
         ValueError: it does not exist here.
     """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
 

@@ -45,9 +45,10 @@ def is_valid(boxes: Tensor, *, min_px: float = 0.0) -> Tensor:
 
 def intersection(boxes: Tensor, others: Tensor) -> Tensor:
     """Areas shared by each pair, px², (N, 4) × (M, 4) → (N, M)."""
-    low = torch.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    return (high - low).clamp(min=0).prod(dim=-1)
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)  # (N, 1) each: one (N, M) at a time
+    width = torch.minimum(x2, others[:, 2]) - torch.maximum(x1, others[:, 0])
+    height = torch.minimum(y2, others[:, 3]) - torch.maximum(y1, others[:, 1])
+    return width.clamp(min=0) * height.clamp(min=0)
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ class ImageBatch:
         pixels: normalized, zero padded at the right and bottom, float32 (B, 3, H, W).
         sizes: true (height, width) of each image inside the padding, input frame.
         original_sizes: (height, width) of each image as it is on disk, upright.
-        keys: for each image a number that decides every random draw made for it (§ randomness, training only).
+        keys: for each image a number that decides every random draw made for it (training).
         proposals: boxes to classify, input frame, for systems that consume proposals.
     """
 
@@ -169,7 +169,7 @@ class ImageBatch:
         return replace(self, pixels=self.pixels.to(device), proposals=proposals)
 
     def generators(self) -> list[torch.Generator]:
-        """One random generator for each image, so that a draw does not depend on who shares the batch."""
+        """One random generator for each image: among images of one size, a draw does not depend on who shares the batch."""
         if self.keys is None:
             raise ValueError("this batch has no keys to draw random samples by: give ImageBatch(keys=...) for training")
         return [torch.Generator().manual_seed(key) for key in self.keys]

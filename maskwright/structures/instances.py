@@ -45,6 +45,8 @@ class Instances:
             column = getattr(self, name)
             if column is not None and column.shape != (n,):
                 raise ValueError(f"{name} are {tuple(column.shape)} but there are {n} boxes: expected ({n},)")
+        if not self.boxes.is_floating_point():
+            raise ValueError(f"boxes are {self.boxes.dtype}, expected floating point px")
         if self.labels.dtype != torch.int64:
             raise ValueError(f"labels are {self.labels.dtype}, expected torch.int64 class indices")
         if self.masks is not None and (len(self.masks) != n or self.masks.image_size != self.image_size):
@@ -92,6 +94,8 @@ class Instances:
         columns: dict[str, Any] = {}
         for f in fields(cls)[1:]:
             values = [getattr(part, f.name) for part in parts]
+            if f.name == "is_crowd" and any(value is not None for value in values):
+                values = [part.crowd for part in parts]
             missing = [value is None for value in values]
             if any(missing) and not all(missing):
                 raise ValueError(f"{f.name} are given in some parts and missing in others: drop the column or fill it")
@@ -124,17 +128,20 @@ class Instances:
         )
 
     def crop(self, window: tuple[int, int, int, int]) -> Instances:
-        """What is left of the objects in a window x0, y0, x1, y1; boxes shrink to the visible mask, the unseen are dropped."""
+        """What is left of the objects in a window x0, y0, x1, y1; boxes shrink to the visible mask.
+
+        Objects with less than a pixel left are dropped.
+        """
         x0, y0, x1, y1 = window
         size = (y1 - y0, x1 - x0)
         boxes = box_functions.clip(self.boxes - self.boxes.new_tensor([x0, y0, x0, y0]), size)
         masks = None if self.masks is None else self.masks.crop(window)
+        touched = (boxes != self.boxes - self.boxes.new_tensor([x0, y0, x0, y0])).any(dim=1)
         if masks is not None:
-            touched = (boxes != self.boxes - self.boxes.new_tensor([x0, y0, x0, y0])).any(dim=1)
             boxes = torch.where(touched[:, None], masks.boxes().to(boxes), boxes)
         keypoints = None if self.keypoints is None else keypoint_functions.crop(self.keypoints, window)
         left = replace(self, image_size=size, boxes=boxes, masks=masks, keypoints=keypoints)
-        return left[box_functions.is_valid(boxes)]
+        return left[box_functions.is_valid(boxes) & (~touched | box_functions.is_valid(boxes, min_px=0.999))]
 
     def flip(self, *, horizontal: bool, schema: KeypointSchema | None = None) -> Instances:
         """The objects of the mirrored image; keypoints need a schema, and a left-right flip."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from maskwright.structures import boxes as box_functions
 from maskwright.structures.masks import Masks
 from maskwright.structures.rle import Bitmap, Window
 
@@ -61,29 +62,38 @@ class MaskProbs:
 
         return Masks.from_crops((drawn(grid, box) for grid, box in zip(self._grids(), boxes, strict=True)), image_size)
 
-    def vote(self, groups: Sequence[Tensor], weights: Tensor) -> MaskProbs:
+    def vote(self, groups: Sequence[Tensor], weights: Tensor, image_size: tuple[int, int]) -> MaskProbs:
         """Average the probabilities of each group before thresholding (MNC, sec. 4.3, mask voting).
 
         Args:
             groups: for each answer the rows that vote, int64 (n,), at least one.
             weights: each row's weight, (N,), not negative; normalized within the group.
+            image_size: (height, width), px; what lies outside is left out.
 
         Returns:
             One grid for each group, at pixel resolution, over the union of its windows; outside its window a row says 0.
+
+        Raises:
+            ValueError: a group whose weights add up to nothing.
         """
         probs, boxes = [], []
         grids = self._grids()
         corners = self.boxes.detach().cpu().to(torch.float64)
-        for group in groups:
+        for voters in groups:
+            group = voters.cpu()
             union = torch.cat([corners[group, :2].amin(0).floor(), corners[group, 2:].amax(0).ceil()])
+            union = box_functions.clip(union, image_size)
             window: Window = (int(union[0]), int(union[1]), int(union[2]), int(union[3]))
-            share = (weights[group] / weights[group].sum()).tolist()
+            votes = weights.detach().cpu()[group]
+            if not votes.sum() > 0:
+                raise ValueError(f"weights {votes.tolist()} of a group add up to nothing: give at least one row a say")
+            share = (votes / votes.sum()).tolist()
             total: Grid = np.zeros((window[3] - window[1], window[2] - window[0]), dtype=np.float32)
             for row, part in zip(group.tolist(), share, strict=True):
                 total += np.float32(part) * _interpolate(grids[row], corners[row].numpy(), window)
             probs.append(torch.from_numpy(total))
             boxes.append(union)
-        return MaskProbs(probs, torch.stack(boxes).to(self.boxes.dtype) if boxes else self.boxes[:0])
+        return MaskProbs(probs, torch.stack(boxes).to(self.boxes) if boxes else self.boxes[:0])
 
     def _grids(self) -> list[Grid]:
         if isinstance(self.probs, Tensor):
@@ -123,7 +133,7 @@ def _interpolate(
     x0, y0, x1, y1 = window
     down = _hats(np.arange(y0, y1), box[1], box[3], grid.shape[0])
     across = _hats(np.arange(x0, x1), box[0], box[2], grid.shape[1])
-    stretched: Grid = down @ grid @ across.T
+    stretched: Grid = (down @ grid @ across.T).astype(np.float32, copy=False)
     return stretched
 
 

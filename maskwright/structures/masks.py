@@ -97,6 +97,8 @@ class Masks:
         sizes = {part.image_size for part in parts}
         if len(sizes) != 1:
             raise ValueError(f"got masks of image sizes {sorted(sizes)}, expected one size: only masks of one image join")
+        if sum(len(part.buffer) for part in parts) > BITMAP_BUDGET_BYTES:
+            return cls._pack((row for part in parts for row in part._rows()), sizes.pop()).to(parts[0].device)
         offsets = np.cumsum([0] + [len(part.buffer) for part in parts])
         starts = [part.starts[:-1] + int(offset) for part, offset in zip(parts, offsets, strict=False)]
         return cls(
@@ -160,7 +162,7 @@ class Masks:
 
     def __getitem__(self, index: Tensor | slice | Sequence[int]) -> Masks:
         """Rows by mask, indices or slice; always a `Masks`."""
-        rows = torch.arange(len(self), device=self.device)[index]
+        rows = torch.arange(len(self), device=self.device)[index.to(self.device) if isinstance(index, Tensor) else index]
         lengths = (self.starts[1:] - self.starts[:-1])[rows]
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         take = torch.arange(int(starts[-1]), device=self.device)
@@ -197,21 +199,24 @@ class Masks:
     def crops(self) -> Iterator[tuple[Bitmap, Window]]:
         """Each mask as a bitmap (h, w) with its window, one at a time."""
         for row, window in self._rows():
-            yield (row if isinstance(row, np.ndarray) else rle.runs_to_crop(row, self.image_size)[0]), window
+            yield self._expand(row, window)
+
+    def _expand(self, row: Bitmap | Runs, window: Window) -> tuple[Bitmap, Window]:
+        return (row if isinstance(row, np.ndarray) else rle.runs_to_crop(row, self.image_size)[0]), window
 
     # Looking at masks
 
     def areas(self) -> Tensor:
         """Pixels that are on, int64 (N,)."""
         areas = [int(row.sum()) if isinstance(row, np.ndarray) else int((row[1] - row[0]).sum()) for row, _ in self._rows()]
-        return torch.tensor(areas, dtype=torch.int64)
+        return torch.tensor(areas, dtype=torch.int64, device=self.device)
 
     def boxes(self) -> Tensor:
         """Tight boxes, float32 xyxy px (N, 4); zeros for an empty mask."""
         return self.windows.to(torch.float32)
 
     def to_dense(self) -> Tensor:
-        """Boolean (N, H, W): N·H·W bytes, only for small cases and tests."""
+        """Boolean (N, H, W) on the CPU: N·H·W bytes, only for small cases and tests."""
         dense = torch.zeros((len(self), *self.image_size), dtype=torch.bool)
         for i, (crop, (x0, y0, x1, y1)) in enumerate(self.crops()):
             dense[i, y0:y1, x0:x1] = torch.from_numpy(crop.copy())
@@ -308,7 +313,7 @@ class Masks:
         """The rows in use as bitmaps, whatever the budget; the others as nothing."""
         used = set(rows.tolist())
         nothing = (np.zeros((0, 0), dtype=bool), (0, 0, 0, 0))
-        kept = [row if i in used else nothing for i, row in enumerate(self.crops())]
+        kept = [self._expand(*row) if i in used else nothing for i, row in enumerate(self._rows())]
         return Masks(
             image_size=self.image_size,
             windows=torch.tensor([window for _, window in kept], dtype=torch.int32).reshape(-1, 4),

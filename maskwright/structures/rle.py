@@ -93,10 +93,8 @@ def check_counts(counts: Any, size: tuple[int, int]) -> Ints:
         raise ValueError(f"RLE counts are not a flat list of integers: {error}") from None
     if values.size == 0:
         values = values.astype(np.int64)
-    if values.ndim != 1 or values.dtype.kind not in "iuf":
+    if values.ndim != 1 or values.dtype.kind not in "iu":
         raise ValueError("RLE counts are not a flat list of integers")
-    if values.dtype.kind == "f" and (not np.isfinite(values).all() or (values != np.floor(values)).any()):
-        raise ValueError("RLE counts hold a number that is not a finite integer")
     if values.size and (values.min() < 0 or values.max() > MAX_MASK_PIXELS):
         raise ValueError(f"RLE counts range from {values.min()} to {values.max()}, expected 0 to {height * width}")
     values = values.astype(np.int64)
@@ -212,7 +210,10 @@ def runs_from_polygons(polygons: Sequence[Sequence[float]], image_size: tuple[in
 def check_polygon(polygon: Any) -> npt.NDArray[np.float64]:
     """Vertices (V, 2) of a flat coordinate list: an even number of finite values, at least three points."""
     try:
-        flat = np.asarray(polygon, dtype=np.float64)
+        flat = np.asarray(polygon)
+        if flat.dtype.kind not in "iuf":
+            raise TypeError
+        flat = flat.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
         raise ValueError("polygon is not a flat list of numbers [x1, y1, x2, y2, ...]") from None
     if flat.ndim != 1 or flat.size < 6 or flat.size % 2:

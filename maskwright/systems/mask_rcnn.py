@@ -9,8 +9,8 @@ alignment of pixels is kept by RoIAlign, which never rounds a coordinate.
 
 Differs from the papers: end-to-end training instead of alternating; L1 instead of smooth L1 for boxes (detectron2); modern
 pixel conventions (see structures/boxes.py); an object that overlaps no anchor gets none, where others hand it all of them;
-candidates mostly inside a crowd region are ignored; mask targets are the share of each cell that the object covers,
-cut at one half, which equals detectron2's on aligned boxes.
+candidates mostly inside a crowd region are ignored; mask targets are the share of each cell that the object covers, cut at
+one half; RGB pixels, and the stage stride in the 3×3 convolution, as timm's and torchvision's weights want them.
 
 Legend: B images · H, W padded input · A anchors per cell · P cells of a level · N candidates or objects of one image ·
 R RoIs of the batch · C channels · K classes, with the background as the last of K + 1 columns · M mask side.
@@ -200,8 +200,8 @@ class RegionProposalNetwork(nn.Module):
         for stride, shapes in self.shapes.items():
             hidden = F.relu(self.conv(features[stride]))
             batch, _, height, width = hidden.shape
-            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).reshape(batch, -1).float())  # (B, P·A)
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(batch, -1, 4).float())  # (B, P·A, 4)
+            logits.append(_in_float32(self.objectness, hidden).permute(0, 2, 3, 1).reshape(batch, -1))  # (B, P·A)
+            deltas.append(_in_float32(self.deltas, hidden).permute(0, 2, 3, 1).reshape(batch, -1, 4))  # (B, P·A, 4)
             anchors.append(anchor_grid(shapes.to(hidden.device), (height, width), stride))
         return Candidates(logits, deltas, anchors)
 
@@ -332,7 +332,7 @@ class BoxHead(nn.Module):
         """Class logits (R, K + 1), background last, and deltas (R, K, 4)."""
         pooled = self.pool(features, rois).flatten(1)  # (R, C·7·7)
         hidden = F.relu(self.fc2(F.relu(self.fc1(pooled))))
-        return self.classes(hidden).float(), self.deltas(hidden).float().unflatten(1, (-1, 4))
+        return _in_float32(self.classes, hidden), _in_float32(self.deltas, hidden).reshape(len(rois), -1, 4)
 
     def loss(self, features: Features, sampled: SampledRois) -> dict[str, Loss]:
         """Cross entropy over all RoIs; L1 over the positives, divided by the number of all (Fast R-CNN's code)."""
@@ -395,7 +395,7 @@ class MaskHead(nn.Module):
         hidden = self.pool(features, rois)  # (R, C, M / 2, M / 2)
         for conv in self.convs:
             hidden = F.relu(conv(hidden))
-        logits: Tensor = self.predictor(F.relu(self.deconv(hidden))).float()  # (R, K, M, M)
+        logits = _in_float32(self.predictor, F.relu(self.deconv(hidden)))  # (R, K, M, M)
         return logits[torch.arange(len(labels), device=labels.device), labels]
 
     def loss(self, features: Features, sampled: SampledRois, targets: list[Instances]) -> dict[str, Loss]:
@@ -415,7 +415,10 @@ class MaskHead(nn.Module):
         labels = torch.cat([d.labels for d in detections])
         probs = self(features, rois, labels).sigmoid()
         parts = probs.split([len(d) for d in detections])
-        return [d.with_masks(MaskProbs(part, d.boxes).paste(d.image_size)) for d, part in zip(detections, parts, strict=True)]
+        return [
+            d.with_masks(MaskProbs(part, d.boxes).paste(d.image_size).to(d.boxes.device))
+            for d, part in zip(detections, parts, strict=True)
+        ]
 
 
 def mask_targets(masks: Masks, boxes: Tensor, rows: Tensor, *, side: int) -> Tensor:
@@ -438,6 +441,13 @@ def _masks_of(target: Instances) -> Masks:
     if target.masks is None:
         raise ValueError("the targets have no masks: train a box system such as faster-rcnn-small, or add segmentations")
     return target.masks
+
+
+def _in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """A last layer, whose answers are scores and coordinates, outside autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        answer: Tensor = layer(x.to(torch.float32))
+    return answer
 
 
 def _init_normal(layer: nn.Conv2d | nn.Linear, *, std: float) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from rich.console import Console
@@ -21,21 +21,23 @@ from torch.optim.swa_utils import AveragedModel
 
 from maskwright.data import CocoDataset, open_datasets
 from maskwright.data.coco import Categories
-from maskwright.data.files import write_json, write_text
+from maskwright.data.files import read_json, write_json, write_text
 from maskwright.data.loader import Batch, TrainingImages, batches_per_epoch, evaluation_batches, training_batches
-from maskwright.evaluation import DetectionMetrics, contact_sheet, detect, draw_instances, evaluate_detections
+from maskwright.evaluation import DetectionMetrics, contact_sheet, default_limits, detect, draw_instances, evaluate_detections
 from maskwright.evaluation.report import write_report
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.norms import has_frozen_norms
 from maskwright.recipes import Recipe, Stage
 from maskwright.runs import ModelCard, Precision, choose_device, choose_precision, initialize, save_model
-from maskwright.runs.checkpoints import build_system, read_tensors, save_tensors
+from maskwright.runs.checkpoints import all_arguments, build_system, read_tensors, save_tensors
 from maskwright.systems import System, Task
 from maskwright.training.augmentation import augmentation
 from maskwright.training.optimization import build_optimizer, learning_rate_factor, moving_average, set_trainable
 from maskwright.weights import load_backbone
 
 STATE = "training.safetensors"
+KINDS: dict[Task, list[Literal["bbox", "segm"]]] = {Task.INSTANCES: ["bbox", "segm"], Task.BOXES: ["bbox"]}
+"""What a task is scored on; the last decides which model is best."""
 
 
 @dataclass
@@ -87,7 +89,7 @@ def train(
     Raises:
         ValueError: something about the data, the recipe or the folder that the user can mend; or a loss that is not finite.
     """
-    run = _open_run(recipe, out, init=init, resume=resume, device=device, console=console or Console())
+    run = _open_run(recipe, out, init=init, resume=resume, device=device, console=console or Console(markup=False))
     metrics: DetectionMetrics | None = None
     state = _restore(run) if resume else None
     while run.stage < len(recipe.stages):
@@ -109,6 +111,8 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
     transform = augmentation(stage.augment, run.system.input, run.train.keypoint_schema)
     images = TrainingImages(run.train, spec=run.system.input, transform=transform, seed=run.recipe.seed + run.stage)
     batches = training_batches(images, batch_size=micro_size, workers=run.recipe.workers, start=run.step * stage.micro_batches)
+    if run.step == 0:
+        _save_last(run, optimizer)  # so that a run can be resumed from its first moment
     metrics = None
     with _progress(run.console) as progress:
         task = progress.add_task("train", total=total, completed=run.step, loss="")
@@ -145,12 +149,12 @@ def _step(run: _Run, optimizer: torch.optim.Optimizer, batches: Sequence[Batch],
     for images, targets in moved:
         with run.precision.autocast():
             losses = run.system.loss(images, targets)
-        terms = {name: loss.total / counts.get(name, loss.count).clamp(min=1) for name, loss in losses.items()}
+        terms = {name: _mean(loss.total, counts.get(name, loss.count)) for name, loss in losses.items()}
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
         for name, term in terms.items():
             values[name] = values.get(name, 0.0) + float(term.detach())
-    trainable = [p for p in run.system.parameters() if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(trainable, clip_norm or float("inf"))
+    learning = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(learning, clip_norm or float("inf"))
     if not all(value == value and abs(value) != float("inf") for value in values.values()) or not torch.isfinite(norm):
         raise ValueError(_not_finite(run, values, float(norm), [name for batch in batches for name in batch.names]))
     optimizer.step()
@@ -160,6 +164,11 @@ def _step(run: _Run, optimizer: torch.optim.Optimizer, batches: Sequence[Batch],
         run.sums[name] = run.sums.get(name, 0.0) + value
     run.sums["steps"] = run.sums.get("steps", 0.0) + 1
     return values
+
+
+def _mean(total: Tensor, count: Tensor) -> Tensor:
+    """A term of the loss; 0 where there was nothing to average."""
+    return total / torch.where(count > 0, count, torch.ones_like(count))
 
 
 def _not_finite(run: _Run, values: dict[str, float], norm: float, names: Sequence[str]) -> str:
@@ -179,7 +188,7 @@ def _evaluate(run: _Run) -> tuple[dict[str, float], list[DetectionMetrics]]:
     system, device = run.scored, run.precision.device
     system.eval()
     totals: dict[str, list[float]] = {}
-    kinds: list[Any] = ["bbox", "segm"] if system.task == Task.INSTANCES else ["bbox"]
+    kinds = KINDS[system.task]
     with torch.inference_mode(), run.precision.autocast(), _progress(run.console) as progress:
         task = progress.add_task("validate", total=len(run.val), loss="")
 
@@ -193,10 +202,10 @@ def _evaluate(run: _Run) -> tuple[dict[str, float], list[DetectionMetrics]]:
 
         done = partial(progress.advance, task)
         results = detect(system.predict, batches(), run.val.categories, device=device, done=done)
-    limits = run.recipe.max_detections
+    limits = default_limits(system.max_detections)
     metrics = [evaluate_detections(run.val, results, kind=kind, max_detections=limits) for kind in kinds]
     system.train()
-    return {name: total / max(count, 1) for name, (total, count) in totals.items()}, metrics
+    return {name: total / count if count else 0.0 for name, (total, count) in totals.items()}, metrics
 
 
 def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float, time_s: float) -> DetectionMetrics:
@@ -238,10 +247,10 @@ def _write_report(run: _Run) -> None:
     with torch.inference_mode(), run.precision.autocast():
         some = run.val.subset(range(min(8, len(run.val))))
         for i, batch in enumerate(evaluation_batches(some, spec=run.system.input, batch_size=1)):
-            (found,) = run.scored.predict(batch.images.to(run.precision.device))
+            found = run.scored.predict(batch.images.to(run.precision.device))[0].to("cpu")
             assert found.scores is not None
             image = some.read(i, run.system.input.intensity).image.numpy()
-            pictures.append(draw_instances(image, found[found.scores >= 0.5].to("cpu"), run.val.categories.names))
+            pictures.append(draw_instances(image, found[found.scores >= 0.5], run.val.categories.names))
     run.scored.train()
     summary = f"{len(run.train)} training and {len(run.val)} validation images; best AP {100 * run.best:.1f} percent."
     sheet = contact_sheet(pictures, columns=4, tile_px=480)
@@ -301,7 +310,7 @@ def _open_run(recipe: Recipe, out: Path, *, init: Path | None, resume: bool, dev
     device = choose_device(device)
     precision = choose_precision(recipe.precision, device)
     train_set, val_set = open_data(recipe)
-    arguments = {"num_classes": len(train_set.categories), **recipe.arguments}
+    arguments = all_arguments(recipe.system, {"num_classes": len(train_set.categories), **recipe.arguments})
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)  # of the initial weights, for which torch takes no generator
         system = build_system(recipe.system, arguments)
@@ -325,9 +334,12 @@ def _open_run(recipe: Recipe, out: Path, *, init: Path | None, resume: bool, dev
         console=console,
         average=moving_average(system, recipe.ema_decay) if recipe.ema_decay else None,
     )
+    split = {"train": train_set.image_ids.tolist(), "val": val_set.image_ids.tolist()}
     if not resume:
         write_text(out / "recipe.yaml", recipe.to_yaml())
-        write_json(out / "split.json", {"train": train_set.image_ids.tolist(), "val": val_set.image_ids.tolist()})
+        write_json(out / "split.json", split)
+    elif read_json(out / "split.json") != split:
+        raise ValueError(f"{out / 'split.json'}: the images of the data set have changed since the run began: start a new one")
     _introduce(run)
     return run
 
@@ -353,6 +365,8 @@ def open_data(recipe: Recipe) -> tuple[CocoDataset, CocoDataset]:
         if gone:
             more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
             raise ValueError(f"{dataset.path}: {len(gone)} images are missing: {', '.join(gone[:5])}{more}")
+        for i in range(len(dataset)):
+            dataset.check_image(i)
     return train_set, val_set
 
 
@@ -364,9 +378,11 @@ def _starting_weights(system: System, recipe: Recipe, categories: Categories, in
                 load_backbone(part.network, part.name, recipe.backbone_weights)
     if init is not None:
         initialize(system, categories, init, lambda text: console.print(text, highlight=False))
-    elif recipe.backbone_weights is None and any(has_frozen_norms(part) for part in system.modules()):
+    elif recipe.backbone_weights is None and (
+        has_frozen_norms(system.modules()) or any(stage.frozen for stage in recipe.stages)
+    ):
         raise ValueError(
-            f"{recipe.system} has frozen batch norms, which only make sense with pretrained weights: add --init RUN|FILE, "
+            f"{recipe.system} has frozen norms or parts, which only make sense with pretrained weights: add --init RUN|FILE, "
             "--set backbone_weights=FILE (or =timm to download them), or train norms from scratch with "
             "--set arguments.norm=group --set frozen=[]"
         )

@@ -25,7 +25,8 @@ def set_trainable(system: System, stage: Stage) -> None:
     if idle:
         raise ValueError(f"frozen parts {', '.join(idle)} begin no parameter; there are {', '.join(names[:3])}, ...")
     for name, parameter in system.named_parameters():
-        parameter.requires_grad_(not name.startswith(stage.frozen) if stage.frozen else True)
+        parameter.requires_grad_(not name.startswith(stage.frozen))
+        parameter.grad = None  # of an earlier stage
 
 
 def build_optimizer(system: System, options: OptimizerOptions) -> torch.optim.Optimizer:
@@ -55,9 +56,10 @@ def learning_rate_factor(schedule: ScheduleOptions, step: int, total: int) -> fl
         factor = 0.1 ** sum(step >= drop * total for drop in schedule.drops)
     else:
         factor = 0.5 * (1 + math.cos(math.pi * step / total))
-    if step < schedule.warmup_steps:
+    warmup = min(schedule.warmup_steps, total // 10)
+    if step < warmup:
         start = schedule.warmup_factor
-        factor *= start + (1 - start) * (step + 1) / schedule.warmup_steps
+        factor *= start + (1 - start) * (step + 1) / warmup
     return factor
 
 

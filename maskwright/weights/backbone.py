@@ -31,6 +31,8 @@ def load_backbone(network: nn.Module, name: str, source: str) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{source}: not weights of {name}: {', '.join(wrong[:3])}{more} are missing or of another shape")
+    if any(key.endswith("running_mean") for key in state) and not any(key.endswith("running_mean") for key in expected):
+        raise ValueError(f"{source}: made for batch norm, but the network has another norm: leave arguments.norm as it is")
     network.load_state_dict({key: state[key].to(value.dtype) for key, value in expected.items()})
 
 

@@ -22,7 +22,9 @@ def batch_of(system, sizes, seed=0):
     g = torch.Generator().manual_seed(seed)
     images = [torch.randn(3, *size, generator=g) for size in sizes]
     originals = [(2 * h, 2 * w) for h, w in sizes]
-    return ImageBatch.collate(images, original_sizes=originals, size_divisor=system.input.size_divisor, keys=list(range(len(sizes))))
+    return ImageBatch.collate(
+        images, original_sizes=originals, size_divisor=system.input.size_divisor, keys=list(range(len(sizes)))
+    )
 
 
 def part_of(batch, i):
@@ -170,4 +172,18 @@ def test_gpu_agrees_with_cpu(name):
         cpu = total(system.loss(batch, targets))
         moved = system.to("cuda")
         gpu = total(moved.loss(batch.to("cuda"), [t.to("cuda") for t in targets]))
+        (found, _) = moved.predict(batch.to("cuda"))
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            moved.predict(batch.to("cuda"))
+    assert len(found[found.scores > 0].to("cpu")) == len(found)
     assert torch.allclose(cpu, gpu.cpu(), rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_scores_and_coordinates_stay_float32_under_autocast(name):
+    system = build(name)
+    batch = batch_of(system, [(64, 96)])
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = system.predict(batch)
+    assert found.boxes.dtype == found.scores.dtype == torch.float32
+    assert len(found.boxes[:, 0].unique()) > len(found.boxes[:, 0].bfloat16().unique())  # not rounded on the way

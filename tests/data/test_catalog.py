@@ -83,6 +83,17 @@ def test_splits_must_have_the_same_classes(coco_folder):
     assert train.categories == val.categories
 
 
+def test_splits_may_not_share_images(coco_folder):
+    shutil.copy(coco_folder / "annotations" / "train.json", coco_folder / "annotations" / "val.json")
+    with pytest.raises(ValueError, match=r"4 images are in the training split too, for example .*train_0\.png"):
+        open_datasets(coco_folder)
+
+
+def test_folder_with_images_option_is_refused(coco_folder):
+    with pytest.raises(ValueError, match="leave --images away"):
+        open_split(coco_folder, "train", images=coco_folder)
+
+
 def test_images_in_sub_folders(tmp_path):
     data = make_coco(tmp_path, images=1)
     (tmp_path / "images" / "deep").mkdir()

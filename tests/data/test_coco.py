@@ -8,18 +8,38 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from maskwright.data.coco import check_results, read_coco, to_coco_results
+from maskwright.data.coco import read_coco
+from maskwright.data.coco_results import check_results, to_coco_results
 from maskwright.structures import COCO_PERSON, Instances, Masks
 from tests.conftest import EXAMPLES, make_coco
 
 BASE = {
-    "images": [{"id": 5, "file_name": "sub/a.png", "height": 20, "width": 30}, {"id": 9, "file_name": "b.png", "height": 10, "width": 10}],
+    "images": [
+        {"id": 5, "file_name": "sub/a.png", "height": 20, "width": 30},
+        {"id": 9, "file_name": "b.png", "height": 10, "width": 10},
+    ],
     "categories": [{"id": 90, "name": "cat"}, {"id": 2, "name": "dog"}],
     "annotations": [
-        {"id": 1, "image_id": 5, "category_id": 2, "bbox": [1, 2, 8, 6], "area": 48, "iscrowd": 0, "segmentation": [[1, 2, 9, 2, 9, 8, 1, 8]]},
-        {"id": 2, "image_id": 5, "category_id": 90, "bbox": [0, 0, 30, 20], "area": 4, "iscrowd": 1, "segmentation": {"size": [20, 30], "counts": [0, 4, 596]}},
+        {
+            "id": 1,
+            "image_id": 5,
+            "category_id": 2,
+            "bbox": [1, 2, 8, 6],
+            "area": 48,
+            "iscrowd": 0,
+            "segmentation": [[1, 2, 9, 2, 9, 8, 1, 8]],
+        },
+        {
+            "id": 2,
+            "image_id": 5,
+            "category_id": 90,
+            "bbox": [0, 0, 30, 20],
+            "area": 4,
+            "iscrowd": 1,
+            "segmentation": {"size": [20, 30], "counts": [0, 4, 596]},
+        },
     ],
-}  # fmt: skip
+}
 
 
 def read(path, **options):
@@ -111,7 +131,14 @@ def test_box_over_the_edge_is_cut_for_training_and_kept_for_scoring(write_annota
         ({"id": 2}, "annotation 2: the id stands twice"),
         ({"bbox": [1, 2, 0, 6]}, "annotation 1: bbox .* is empty or outside"),
         ({"bbox": [40, 2, 5, 6]}, "annotation 1: bbox .* is empty or outside"),
-        ({"bbox": [1, 2, float("nan"), 6]}, "annotation 1: bbox .* four finite numbers"),
+        ({"bbox": [1, 2, float("nan"), 6]}, "annotation 1: bbox holds nan"),
+        ({"bbox": "1234"}, "annotation 1: bbox is '1234', expected four"),
+        ({"image_id": 5.5}, "annotation 1: image_id is 5.5, expected a whole number"),
+        ({"category_id": True}, "annotation 1: category_id is True"),
+        ({"id": -1}, "annotation -1: id is -1"),
+        ({"id": 10**30}, "annotation 10+: id is 10+"),
+        ({"iscrowd": "0"}, "annotation 1: iscrowd is '0', expected 0 or 1"),
+        ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, "annotation 1: polygon is not a flat list of numbers"),
         ({"bbox": [1, 2, 3]}, "annotation 1: bbox .* four finite numbers"),
         ({"area": -1}, "annotation 1: area is -1"),
         ({"segmentation": [[1, 2, 3, 4]]}, "annotation 1: polygon has 4 numbers"),
@@ -148,6 +175,47 @@ def test_file_names_stay_in_the_image_folder(write_annotations, name):
     data["images"][1]["file_name"] = name
     with pytest.raises(ValueError, match="image 9: file name .* leaves the image folder"):
         read(write_annotations(data))
+
+
+def test_classes_are_named_once(write_annotations):
+    for classes in (["dog", "dog"], []):
+        with pytest.raises(ValueError, match="name each class once"):
+            read(write_annotations(BASE), classes=classes)
+
+
+@pytest.mark.parametrize(("keypoints", "skeleton"), [(5, []), (["a"], 5), (["a"], [None]), (["a"], [[1]]), ([None], [])])
+def test_odd_keypoint_schemas_are_named(write_annotations, keypoints, skeleton):
+    data = copy.deepcopy(BASE)
+    data["categories"][0].update(keypoints=keypoints, skeleton=skeleton)
+    with pytest.raises(ValueError, match=r"annotations\.json: 'keypoints' and 'skeleton' of cat"):
+        read(write_annotations(data))
+
+
+def test_missing_area_is_counted_in_pixels(write_annotations):
+    data = changed(segmentation=[[0, 0, 20, 0, 0, 20]], bbox=[0, 0, 20, 20])
+    del data["annotations"][0]["area"]
+    area = read(write_annotations(data)).to_coco()["annotations"][0]["area"]
+    assert area == Masks.from_polygons([[[0, 0, 20, 0, 0, 20]]], (20, 30)).areas()[0]
+
+
+def test_predictions_are_matched_by_file_name_only_where_it_tells_images_apart(write_annotations):
+    path = write_annotations(BASE)
+    dataset = read(path)
+    own = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "dog"}]}
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}
+    (matched,) = check_results(path, {**own, "annotations": [entry]}, dataset)
+    assert (matched["image_id"], matched["category_id"]) == (5, 2)
+    for wrong in ({"image_id": 9}, {"image_id": None}, {"category_id": [1]}):
+        with pytest.raises(ValueError, match="names an image or category that is not listed"):
+            check_results(path, {**own, "annotations": [{**entry, **wrong}]}, dataset)
+    with pytest.raises(ValueError, match=r"images x\.png are not in"):
+        check_results(path, {**own, "images": [{"id": 1, "file_name": "x.png"}], "annotations": []}, dataset)
+    with pytest.raises(ValueError, match="classes bird are not in"):
+        check_results(path, {**own, "categories": [{"id": 1, "name": "bird"}], "annotations": []}, dataset)
+    data = copy.deepcopy(BASE)
+    data["images"][1]["file_name"] = "other/a.png"
+    with pytest.raises(ValueError, match=r"images a\.png are not in"):
+        check_results(path, {**own, "annotations": [entry]}, read(write_annotations(data)))
 
 
 def test_doubled_ids_of_images_and_categories_are_refused(write_annotations):
@@ -223,7 +291,7 @@ def test_exif_image_matches_annotations_of_the_upright_view(tmp_path):
 def test_dataset_is_held_compactly(tmp_path):
     make_coco(tmp_path, images=6)
     dataset = read_coco(tmp_path / "annotations" / "train.json", tmp_path / "images")
-    held = [v for v in vars(dataset).values()] + list(vars(dataset._columns).values())
+    held = [*vars(dataset).values(), *vars(dataset._columns).values()]
     assert not any(isinstance(v, (list, dict)) for v in held)  # forked workers copy what they touch of Python objects
 
 
@@ -259,7 +327,8 @@ def test_results_carry_original_ids_and_masks(write_annotations):
     [
         ({"image_id": 1234}, "entry 0: image_id 1234 is not in the data set"),
         ({"category_id": 1}, "entry 0: category_id 1 is not in the data set"),
-        ({"score": float("nan")}, "entry 0: score is nan"),
+        ({"score": float("nan")}, "entry 0: score holds nan"),
+        ({"score": "0.5"}, "entry 0: score holds '0.5'"),
         ({"bbox": [1, 2, 3]}, "entry 0: bbox is"),
         ({"segmentation": {"size": [3, 3], "counts": [9]}}, "entry 0: RLE is 3 x 3"),
     ],

@@ -63,7 +63,9 @@ def test_short_side_is_drawn_from_the_list():
 
 
 def test_same_generator_same_augmentation():
-    transform = Compose([ScaleJitterCrop(SPEC.resize, 64, 0.5, 2.0), Flip(), ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)])
+    transform = Compose(
+        [ScaleJitterCrop(SPEC.resize, 64, 0.5, 2.0), Flip(), ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)]
+    )
     before = torch.get_rng_state()
     one = transform(sample(), torch.Generator().manual_seed(7))
     torch.rand(3)
@@ -76,17 +78,23 @@ def test_same_generator_same_augmentation():
 
 
 def test_color_jitter_leaves_shape_and_instances():
-    changed = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, p=1.0)(sample(), torch.Generator().manual_seed(0))
+    changed = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, p=1.0)(
+        sample(), torch.Generator().manual_seed(0)
+    )
     assert changed.image.shape == (60, 90, 3)
     assert changed.image.dtype == torch.uint8
     assert not torch.equal(changed.image, sample().image)
-    never = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, p=0.0)(sample(), torch.Generator().manual_seed(0))
+    never = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, p=0.0)(
+        sample(), torch.Generator().manual_seed(0)
+    )
     assert torch.equal(never.image, sample().image)
 
 
 def test_flip_needs_the_schema_of_keypoints():
     with_points = sample()
-    instances = Instances((60, 90), boxes=with_points.instances.boxes, labels=torch.zeros(1, dtype=torch.int64), keypoints=torch.zeros(1, 17, 3))
+    instances = Instances(
+        (60, 90), boxes=with_points.instances.boxes, labels=torch.zeros(1, dtype=torch.int64), keypoints=torch.zeros(1, 17, 3)
+    )
     with_points = Sample(with_points.image, instances, 1, "a.png")
     with pytest.raises(ValueError, match="schema"):
         Flip(1.0)(with_points, torch.Generator())

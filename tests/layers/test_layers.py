@@ -35,7 +35,10 @@ def test_anchor_centres_and_counts():
     assert centres[0, 2, 1].tolist() == [16, 0]
     assert centres[1, 0, 2].tolist() == [0, 8]
     sides = [(800 // s if 800 % s == 0 else -(-800 // s), -(-1344 // s)) for s in (4, 8, 16, 32, 64)]
-    total = sum(len(anchor_grid(anchor_shapes([8 * s], [0.5, 1, 2]), side, s)) for s, side in zip((4, 8, 16, 32, 64), sides, strict=True))
+    total = sum(
+        len(anchor_grid(anchor_shapes([8 * s], [0.5, 1, 2]), side, s))
+        for s, side in zip((4, 8, 16, 32, 64), sides, strict=True)
+    )
     assert total == 268_569  # spec § 4.3
 
 
@@ -118,7 +121,9 @@ def test_crowds_are_never_matched_and_shield_what_lies_in_them():
     assert RPN(inside, objects).kind.tolist() == [IGNORED]
 
 
-@pytest.mark.parametrize(("positives", "negatives", "expected"), [(10, 1000, (10, 246)), (500, 100, (128, 100)), (0, 300, (0, 256))])
+@pytest.mark.parametrize(
+    ("positives", "negatives", "expected"), [(10, 1000, (10, 246)), (500, 100, (128, 100)), (0, 300, (0, 256))]
+)
 def test_sampler_counts(positives, negatives, expected):  # spec § 5.4
     kind = torch.cat([torch.full((positives,), POSITIVE), torch.full((negatives,), NEGATIVE), torch.full((50,), IGNORED)])
     chosen, others = BalancedSampler(256, 0.5)(kind, torch.Generator().manual_seed(0))
@@ -142,7 +147,8 @@ def test_sampler_is_uniform():
 
 
 @pytest.mark.parametrize(
-    ("side", "level"), [(111.9, 2), (112, 3), (223.999, 3), (224, 4), (447.99, 4), (448, 5), (449, 5), (2000, 5), (1, 2), (0, 2)]
+    ("side", "level"),
+    [(111.9, 2), (112, 3), (223.999, 3), (224, 4), (447.99, 4), (448, 5), (449, 5), (2000, 5), (1, 2), (0, 2)],
 )
 def test_level_assignment(side, level):  # spec § 8.4
     boxes = torch.tensor([[0.0, 0.0, side, side]])
@@ -178,7 +184,10 @@ def test_roi_align_over_the_edge_and_degenerate():
 
 def test_rois_read_their_own_image_and_level_in_order():
     strides = (4, 8, 16, 32)
-    features = {s: torch.stack([torch.full((1, 2048 // s, 2048 // s), 10.0 * s), torch.full((1, 2048 // s, 2048 // s), 10.0 * s + 1)]) for s in strides}
+    features = {
+        s: torch.stack([torch.full((1, 2048 // s, 2048 // s), 10.0 * s), torch.full((1, 2048 // s, 2048 // s), 10.0 * s + 1)])
+        for s in strides
+    }
     sides = [500.0, 20.0, 130.0, 300.0]
     boxes = torch.tensor([[100.0, 100, 100 + s, 100 + s] for s in sides])
     out = RoiAlign(3, strides=strides)(features, Rois.of([boxes[:1], boxes[1:]]))
@@ -236,7 +245,7 @@ def test_backbone_equals_torchvision_with_its_weights():
             x = layer(x)
             assert torch.allclose(mine[stride], x, atol=1e-4, rtol=1e-4)
     assert ours.channels == {4: 256, 8: 512, 16: 1024, 32: 2048}
-    assert has_frozen_norms(ours)
+    assert has_frozen_norms(ours.modules())
 
 
 def test_frozen_norms_do_not_learn():

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from pydantic import BaseModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from maskwright.recipes import RECIPES, DataOptions, find_recipe, parse_recipe, read_recipe
 from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, Recipe, ScheduleOptions, Stage
@@ -12,7 +12,7 @@ from maskwright.runs.checkpoints import build_system
 from maskwright.structures import Intensity
 from maskwright.systems import SYSTEMS
 from maskwright.training import train
-from tests.conftest import Path
+from tests.conftest import Path, make_coco, tiny_recipe
 
 
 def test_every_system_has_a_recipe_and_the_other_way_round():
@@ -30,7 +30,14 @@ def test_fields_are_set_in_the_recipe_and_in_every_stage():
     recipe = find_recipe("mask-rcnn-small")
     two = recipe.model_copy(update={"stages": recipe.stages * 2})
     changed = two.with_changes(
-        ["optimizer.lr=0.5", "seed=4", "arguments.num_proposals=33", "intensity.policy=window", "intensity.low=1", "intensity.high=9"][:3]
+        [
+            "optimizer.lr=0.5",
+            "seed=4",
+            "arguments.num_proposals=33",
+            "intensity.policy=window",
+            "intensity.low=1",
+            "intensity.high=9",
+        ][:3]
     )
     assert [stage.optimizer.lr for stage in changed.stages] == [0.5, 0.5]
     assert changed.seed == 4
@@ -38,10 +45,20 @@ def test_fields_are_set_in_the_recipe_and_in_every_stage():
     assert recipe.seed == 0
 
 
+def test_one_stage_can_be_changed_and_numbers_may_have_exponents():
+    recipe = find_recipe("mask-rcnn-small")
+    two = recipe.model_copy(update={"stages": recipe.stages * 2}).with_changes(["stages.1.epochs=3", "optimizer.lr=1e-3"])
+    assert [stage.epochs for stage in two.stages] == [30, 3]
+    assert two.stages[0].optimizer.lr == 0.001
+    assert recipe.with_changes(["augment.jitter.0=0.9"]).stages[0].augment.jitter == (0.9, 1.6)
+
+
 def test_intensity_is_set_as_a_whole_or_by_field():
     recipe = find_recipe("mask-rcnn-small").with_changes(["intensity={policy: window, low: 10, high: 400}"])
     assert recipe.intensity == Intensity("window", 10, 400)
-    by_field = find_recipe("mask-rcnn-small").with_changes(["intensity.policy=percentile", "intensity.low=1", "intensity.high=99"])
+    by_field = find_recipe("mask-rcnn-small").with_changes(
+        ["intensity.policy=percentile", "intensity.low=1", "intensity.high=99"]
+    )
     assert by_field.intensity == Intensity("percentile", 1, 99)
 
 
@@ -60,6 +77,11 @@ def test_intensity_is_set_as_a_whole_or_by_field():
         ("augment.short_sides=[3]", "both choose the scale"),
         ("augment.jitter=[2,1]", "expected low <= high"),
         ("intensity.policy=window", "need low < high"),
+        ("arguments.num_classes=3", "num_classes comes from the data"),
+        ("arguments.x.y=3", "no field 'arguments.x.y'"),
+        ("epochs=.inf", "finite number"),
+        ("optimizer.lr=[", "whose value is not YAML"),
+        ("stages.5.epochs=3", "no field 'stages.5.epochs'"),
     ],
 )
 def test_mistakes_are_named(change, message):
@@ -92,21 +114,38 @@ def test_system_arguments_are_checked():
         build_system("mask-rcnn-small", {"num_class": 3})
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_run_two_steps(name, coco_folder, tmp_path, console):
-    recipe = find_recipe(name).with_changes(
-        ["epochs=2", "batch_size=4", "workers=0", "evaluate_every=9", "precision=float32"]
-    )
-    arguments = {"short_px": 64, "long_px": 96} if name.endswith("-small") else {"max_detections": 5, "num_proposals": 50}
-    changes = {"arguments": arguments, "data": DataOptions(path=str(coco_folder))}
-    if name.endswith("-small"):
-        recipe = recipe.with_changes(["augment.crop_px=64"])
-    else:
-        network = {"r50": "resnet50", "r101": "resnet101", "x101": "resnext101_32x8d"}[name.split("-")[2]]
-        torch.manual_seed(0)
-        save_file(timm.create_model(network, num_classes=0).state_dict(), tmp_path / "weights.safetensors")
-        changes["backbone_weights"] = str(tmp_path / "weights.safetensors")
-        recipe = recipe.with_changes(["augment.short_sides=[64]"])
-    metrics = train(recipe.model_copy(update=changes), tmp_path / "run", device="cpu", console=console)
+LARGE = [name for name in RECIPES if not name.endswith("-small")]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("-small")])
+def test_small_recipes_run_two_steps(name, coco_folder, tmp_path, console):
+    recipe = tiny_recipe(coco_folder, "epochs=2", "batch_size=4", "evaluate_every=9", system=name)
+    metrics = train(recipe, tmp_path / "run", device="cpu", console=console)
     assert -1 <= metrics.ap <= 1
     assert (tmp_path / "run" / "best" / "weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "mask-rcnn-r50-fpn" else pytest.mark.slow) for n in LARGE])
+def test_large_recipes_run_two_steps_from_backbone_weights(name, tmp_path, console):
+    make_coco(tmp_path / "data", images=2, split="train")
+    make_coco(tmp_path / "data", images=1, split="val")
+    network = {"r50": "resnet50", "r101": "resnet101", "x101": "resnext101_32x8d"}[name.split("-")[2]]
+    torch.manual_seed(0)
+    save_file(timm.create_model(network, num_classes=0).state_dict(), tmp_path / "weights.safetensors")
+    recipe = find_recipe(name).with_changes(
+        [
+            "epochs=2",
+            "batch_size=2",
+            "workers=0",
+            "evaluate_every=9",
+            "augment.short_sides=[64]",
+            "arguments={max_detections: 5}",
+        ]
+    )
+    changes = {"data": DataOptions(path=str(tmp_path / "data")), "backbone_weights": str(tmp_path / "weights.safetensors")}
+    metrics = train(recipe.model_copy(update=changes), tmp_path / "run", device="cpu", console=console)
+    assert -1 <= metrics.ap <= 1
+    after = load_file(tmp_path / "run" / "best" / "weights.safetensors")
+    started = load_file(tmp_path / "weights.safetensors")
+    assert torch.equal(after["backbone.network.conv1.weight"], started["conv1.weight"])  # frozen
+    assert not torch.equal(after["backbone.network.layer2.0.conv1.weight"], started["layer2.0.conv1.weight"])

@@ -78,6 +78,16 @@ def rewrite(path, change):
     save_file(tensors, path, {k: json.dumps(v) for k, v in metadata.items()})
 
 
+def test_cards_that_lie_about_their_classes_and_plain_files_are_refused(saved):
+    path = saved / "best" / WEIGHTS
+    rewrite(path, lambda _, metadata: metadata["maskwright"]["categories"].update(names=["cat"]))
+    with pytest.raises(ValueError, match="not a model of maskwright"):
+        open_model(path)
+    save_file({"a": torch.zeros(1)}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="its header names no system"):
+        open_model(path)
+
+
 def test_weights_that_do_not_fit_are_named(saved):
     path = saved / "best" / WEIGHTS
     rewrite(path, lambda tensors, _: (tensors.pop("rpn.conv.weight"), tensors.update({"extra": torch.zeros(2)})))

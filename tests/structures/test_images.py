@@ -62,11 +62,16 @@ def test_intensity_needs_a_range_that_makes_sense(arguments):
 
 
 def test_batch_pads_right_and_bottom_to_the_divisor():
-    batch = ImageBatch.collate([torch.ones(3, 30, 40), torch.ones(3, 33, 20)], original_sizes=[(60, 80), (33, 20)], size_divisor=32)
+    batch = ImageBatch.collate(
+        [torch.ones(3, 30, 40), torch.ones(3, 33, 20)], original_sizes=[(60, 80), (33, 20)], size_divisor=32
+    )
     assert batch.pixels.shape == (2, 3, 64, 64)
     assert batch.pixels[0].sum() == 3 * 30 * 40
     assert batch.pixels[1, 0, 32, 19] == 1
-    found = [Instances(size, boxes=torch.tensor([[0.0, 0, 90, 15]]), labels=torch.zeros(1, dtype=torch.int64)) for size in batch.sizes]
+    found = [
+        Instances(size, boxes=torch.tensor([[0.0, 0, 90, 15]]), labels=torch.zeros(1, dtype=torch.int64))
+        for size in batch.sizes
+    ]
     first, second = batch.to_original_frame(found)
     assert first.boxes.tolist() == [[0, 0, 80, 30]]
     assert first.image_size == (60, 80)

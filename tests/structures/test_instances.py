@@ -36,6 +36,9 @@ def test_all_columns_move_together():
     assert torch.equal(both.masks.boxes(), both.boxes)
     assert both.crowd.tolist() == [False, True, False, False, False, False]
     assert len(both[both.scores > 2]) == 0
+    plain = Instances((4, 4), boxes=torch.ones(1, 4), labels=torch.zeros(1, dtype=torch.int64))
+    crowd = Instances((4, 4), boxes=torch.ones(1, 4), labels=torch.zeros(1, dtype=torch.int64), is_crowd=torch.tensor([True]))
+    assert Instances.cat([plain, crowd]).crowd.tolist() == [False, True]
 
 
 def test_resize_there_and_back_is_the_same_box():
@@ -87,6 +90,12 @@ def test_crop_keeps_what_is_visible():
     assert kept.masks.areas().tolist() == [25, 7]
 
 
+def test_crop_drops_slivers_of_boxes_without_masks():
+    b = torch.tensor([[0.0, 0, 10.01, 10], [0, 0, 12, 10], [20, 20, 20.5, 20.5]])
+    cut = Instances((40, 40), boxes=b, labels=torch.arange(3)).crop((10, 0, 40, 40))
+    assert cut.labels.tolist() == [1, 2]  # a hundredth of a pixel is no object; a small whole one is
+
+
 def test_errors_say_what_they_got():
     b, labels = torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"boxes are \(2, 3\)"):
@@ -95,12 +104,16 @@ def test_errors_say_what_they_got():
         Instances((4, 4), boxes=b, labels=labels, scores=torch.zeros(3))
     with pytest.raises(ValueError, match=r"labels are torch.float32"):
         Instances((4, 4), boxes=b, labels=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"boxes are torch.int64"):
+        Instances((4, 4), boxes=b.long(), labels=labels)
     with pytest.raises(ValueError, match=r"masks are \(2, 4, 5\) but image_size is \(4, 4\)"):
         Instances((4, 4), boxes=b, labels=labels, masks=Masks.from_dense(torch.zeros(2, 4, 5)))
     with pytest.raises(ValueError, match=r"expected \(2, J, 3\)"):
         Instances((4, 4), boxes=b, labels=labels, keypoints=torch.zeros(2, 17))
     with pytest.raises(ValueError, match="scores are given in some parts"):
-        Instances.cat([Instances((4, 4), boxes=b, labels=labels, scores=torch.zeros(2)), Instances((4, 4), boxes=b, labels=labels)])
+        Instances.cat(
+            [Instances((4, 4), boxes=b, labels=labels, scores=torch.zeros(2)), Instances((4, 4), boxes=b, labels=labels)]
+        )
     with pytest.raises(ValueError, match="give their schema"):
         make().flip(horizontal=True)
     with pytest.raises(ValueError, match="keypoints to transpose"):
@@ -119,4 +132,8 @@ def test_boxes_by_hand():
     assert boxes.coverage(b, a)[:, 0].tolist() == pytest.approx([25 / 200, 0])
     assert boxes.iou(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0
     assert boxes.clip(torch.tensor([[-5.0, 2, 50, 9]]), (8, 20)).tolist() == [[0, 2, 20, 8]]
-    assert boxes.is_valid(torch.tensor([[0.0, 0, 1, 1], [0, 0, 0, 1], [0, 0, float("nan"), 1]])).tolist() == [True, False, False]
+    assert boxes.is_valid(torch.tensor([[0.0, 0, 1, 1], [0, 0, 0, 1], [0, 0, float("nan"), 1]])).tolist() == [
+        True,
+        False,
+        False,
+    ]

@@ -46,6 +46,8 @@ def test_budget_turns_large_masks_into_runs(monkeypatch):
     m = Masks.from_dense(torch.ones(3, 10, 10, dtype=torch.bool))
     assert m.is_runs.tolist() == [False, True, True]
     assert m.nbytes < 300
+    small = Masks.from_dense(torch.ones(1, 10, 10, dtype=torch.bool))
+    assert Masks.cat([small, small, small]).is_runs.tolist() == [False, True, True]
 
 
 @given(stacks)
@@ -128,7 +130,9 @@ def test_coverage_moves_with_the_mask():
     box = torch.tensor([[6.3, 8.1, 31.7, 29.9]])
     row = torch.tensor([0])
     one = Masks.from_dense(torch.from_numpy(bitmap[None])).coverage(box, row, side=14, samples=4)
-    two = Masks.from_dense(torch.from_numpy(moved[None])).coverage(box + torch.tensor([17.0, 13, 17, 13]), row, side=14, samples=4)
+    two = Masks.from_dense(torch.from_numpy(moved[None])).coverage(
+        box + torch.tensor([17.0, 13, 17, 13]), row, side=14, samples=4
+    )
     assert one.max() > 0.5
     assert torch.equal(one, two)
 

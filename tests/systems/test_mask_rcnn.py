@@ -6,7 +6,15 @@ import torch
 from maskwright.layers.roi import RoiAlign, Rois
 from maskwright.structures import ImageBatch, Instances, Masks
 from maskwright.systems import SYSTEMS, find_builder
-from maskwright.systems.mask_rcnn import BoxHead, Candidates, MaskHead, RegionProposalNetwork, RoiSampler, SampledRois, mask_targets
+from maskwright.systems.mask_rcnn import (
+    BoxHead,
+    Candidates,
+    MaskHead,
+    RegionProposalNetwork,
+    RoiSampler,
+    SampledRois,
+    mask_targets,
+)
 
 LN2 = math.log(2)
 
@@ -117,7 +125,9 @@ def test_proposals_are_suppressed_within_a_level_only():
 
 
 def test_proposals_that_are_not_finite_are_dropped():
-    candidates = Candidates([torch.tensor([[1.0, float("nan"), 2.0]])], [torch.zeros(1, 3, 4)], [torch.rand(3, 4).cumsum(1) * 10])
+    candidates = Candidates(
+        [torch.tensor([[1.0, float("nan"), 2.0]])], [torch.zeros(1, 3, 4)], [torch.rand(3, 4).cumsum(1) * 10]
+    )
     candidates.deltas[0][0, 2] = float("inf")
     (proposals,) = rpn().propose(candidates, [(64, 64)], per_level=10, keep=10)
     assert len(proposals) == 1
@@ -139,8 +149,12 @@ def test_objects_themselves_are_candidates_and_quotas_hold():
 
 
 def test_crowds_are_no_candidates():
-    target = Instances((64, 64), boxes=torch.tensor([[0.0, 0, 60, 60]]), labels=torch.tensor([0]), is_crowd=torch.tensor([True]))
-    sampled = RoiSampler(num_classes=1, per_image=8)([torch.tensor([[10.0, 10, 20, 20], [0, 0, 64, 64]])], [target], generators())
+    target = Instances(
+        (64, 64), boxes=torch.tensor([[0.0, 0, 60, 60]]), labels=torch.tensor([0]), is_crowd=torch.tensor([True])
+    )
+    sampled = RoiSampler(num_classes=1, per_image=8)(
+        [torch.tensor([[10.0, 10, 20, 20], [0, 0, 64, 64]])], [target], generators()
+    )
     assert sampled.rois.boxes.tolist() == []  # the one lies in the crowd, and so does most of the other
 
 
@@ -213,7 +227,7 @@ def test_deltas_move_boxes_of_their_class():
         head.classes.bias.zero_()
     proposals = [Instances((64, 64), boxes=torch.tensor([[8.0, 8, 24, 24]]), labels=torch.tensor([0]))]
     (found,) = head.detect(features(), proposals, keep=10)
-    assert {label: box for label, box in zip(found.labels.tolist(), found.boxes.tolist(), strict=True)} == {
+    assert dict(zip(found.labels.tolist(), found.boxes.tolist(), strict=True)) == {
         0: [8, 8, 24, 24],
         1: [24, 8, 40, 24],
     }
@@ -244,7 +258,9 @@ def test_background_rois_do_not_change_the_mask_loss():
     head = mask_head()
     box = [8.0, 8, 24, 24]
     one = head.loss(features(), sampled_rois([1], [box], [box]), [one_object(1)])["mask"]
-    two = head.loss(features(), sampled_rois([1, 3, 3], [box, [30.0, 30, 50, 50], [0.0, 0, 9, 9]], [box]), [one_object(1)])["mask"]
+    two = head.loss(features(), sampled_rois([1, 3, 3], [box, [30.0, 30, 50, 50], [0.0, 0, 9, 9]], [box]), [one_object(1)])[
+        "mask"
+    ]
     assert torch.equal(one.total, two.total)
 
 

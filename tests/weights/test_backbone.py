@@ -44,7 +44,7 @@ class Gadget:
 
 def test_files_that_would_run_code_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.pth").write_bytes(pickle.dumps(Gadget()))
+    (tmp_path / "a.pth").write_bytes(pickle.dumps(Gadget(), protocol=2))
     torch.save({"state_dict": Gadget()}, tmp_path / "b.pth")
     for name in ("a.pth", "b.pth"):
         with pytest.raises(ValueError, match=f"{name}: cannot be read as plain weights"):
@@ -54,7 +54,9 @@ def test_files_that_would_run_code_are_refused(tmp_path, monkeypatch):
 
 def test_other_networks_and_files_are_named(tmp_path, state):
     save_file(timm.create_model("resnet18").state_dict(), tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=r"a\.safetensors: not weights of resnet50: .* and \d+ more are missing or of another shape"):
+    with pytest.raises(
+        ValueError, match=r"a\.safetensors: not weights of resnet50: .* and \d+ more are missing or of another shape"
+    ):
         load_backbone(backbone().network, "resnet50", str(tmp_path / "a.safetensors"))
     with pytest.raises(ValueError, match="there is no such weights file"):
         load_backbone(backbone().network, "resnet50", str(tmp_path / "nope.pth"))
@@ -64,3 +66,10 @@ def test_other_networks_and_files_are_named(tmp_path, state):
     (tmp_path / "c.safetensors").write_bytes(b"12")
     with pytest.raises(ValueError, match="cannot be read as plain weights"):
         load_backbone(backbone().network, "resnet50", str(tmp_path / "c.safetensors"))
+
+
+def test_batch_norm_weights_do_not_slip_into_another_norm(tmp_path, state):
+    save_file(state, tmp_path / "a.safetensors")
+    other = Backbone("resnet50", strides=(4, 8, 16, 32), norm="group")
+    with pytest.raises(ValueError, match="made for batch norm"):
+        load_backbone(other.network, "resnet50", str(tmp_path / "a.safetensors"))

@@ -1,0 +1,112 @@
+"""COCO results: detections with scores, ours written and anybody's checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from maskwright.data.coco import MAX_PROBLEMS_SHOWN, Categories, CocoDataset, integer, number, text
+from maskwright.structures import Instances, rle
+
+
+def to_coco_results(instances: Instances, image_id: int, categories: Categories) -> list[dict[str, Any]]:
+    """Detections of one image as entries of a COCO results file, with original category ids.
+
+    Args:
+        instances: detections, original frame.
+        image_id: the image's id in the annotation file.
+        categories: index → original id.
+    """
+    boxes = instances.boxes.cpu().tolist()
+    labels = instances.labels.tolist()
+    scores = [1.0] * len(instances) if instances.scores is None else instances.scores.cpu().tolist()
+    rles = [None] * len(instances) if instances.masks is None else instances.masks.to_rles()
+    results = []
+    for (x1, y1, x2, y2), label, score, mask in zip(boxes, labels, scores, rles, strict=True):
+        entry: dict[str, Any] = {
+            "image_id": image_id,
+            "category_id": categories.ids[label],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+        if mask is not None:
+            entry["segmentation"] = mask
+        results.append(entry)
+    return results
+
+
+def check_results(path: Path, data: Any, dataset: CocoDataset) -> list[dict[str, Any]]:
+    """Entries of somebody's COCO results file, checked against the data set they shall be scored on.
+
+    Raises:
+        ValueError: naming the file, the entry and what is wrong.
+    """
+    if isinstance(data, dict):
+        data = _results_of_dataset(path, data, dataset)
+    if not isinstance(data, list):
+        raise ValueError(f"{path}: expected a list of COCO results, or a dict with 'annotations'")
+    sizes = {int(image_id): dataset.image_size(i) for i, image_id in enumerate(dataset.image_ids)}
+    problems: list[str] = []
+    for number, entry in enumerate(data):
+        try:
+            _check_result(entry, sizes, set(dataset.categories.ids))
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            problems.append(f"entry {number}: {f'the key {error} is missing' if isinstance(error, KeyError) else error}")
+    if problems:
+        shown = "\n  ".join(problems[:MAX_PROBLEMS_SHOWN])
+        raise ValueError(f"{path}: {len(problems)} of {len(data)} results cannot be scored on {dataset.path}:\n  {shown}")
+    return list(data)
+
+
+def _results_of_dataset(path: Path, data: dict[str, Any], dataset: CocoDataset) -> list[dict[str, Any]]:
+    """Annotations with scores as results, images matched by file name and classes by name: ids need not agree."""
+    try:
+        files = {integer(image["id"], "id"): text(image["file_name"], "file_name") for image in data["images"]}
+        names = {integer(entry["id"], "id"): text(entry["name"], "name") for entry in data["categories"]}
+        annotations = list(data["annotations"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path}: expected a list of COCO results, or a COCO data set with 'score' in its annotations"
+        ) from None
+    images = {dataset.file_name(i): image_id for i, image_id in enumerate(dataset.image_ids.tolist())}
+    last_parts = [PurePosixPath(name).name for name in images]
+    if len(set(last_parts)) == len(last_parts):  # without their folders the names still tell the images apart
+        images |= dict(zip(last_parts, images.values(), strict=True))
+    ids = dict(zip(dataset.categories.names, dataset.categories.ids, strict=True))
+    if len(set(files.values())) != len(files):
+        raise ValueError(f"{path}: two images have the same file name: predict folders one by one")
+    lost = [name for name in files.values() if name not in images]
+    if lost:
+        raise ValueError(
+            f"{path}: images {', '.join(lost[:5])} are not in {dataset.path}: score it on the data it was made for"
+        )
+    unknown = [name for name in names.values() if name not in ids]
+    if unknown:
+        raise ValueError(f"{path}: classes {', '.join(unknown[:5])} are not in {dataset.path}, which has {', '.join(ids)}")
+    try:
+        return [
+            {**entry, "image_id": images[files[entry["image_id"]]], "category_id": ids[names[entry["category_id"]]]}
+            for entry in annotations
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: an annotation names an image or category that is not listed ({error})") from None
+
+
+def _check_result(entry: dict[str, Any], sizes: dict[int, tuple[int, int]], category_ids: Iterable[int]) -> None:
+    if entry["image_id"] not in sizes:
+        raise ValueError(f"image_id {entry['image_id']} is not in the data set")
+    if entry["category_id"] not in category_ids:
+        raise ValueError(f"category_id {entry['category_id']} is not in the data set")
+    number(entry["score"], "score")
+    if "segmentation" in entry:
+        segmentation, size = entry["segmentation"], sizes[entry["image_id"]]
+        if isinstance(segmentation, dict):
+            rle.runs_from_coco(segmentation, size)
+        else:
+            for part in segmentation:
+                rle.check_polygon(part)
+    elif "bbox" not in entry:
+        raise ValueError("has neither 'bbox' nor 'segmentation'")
+    if "bbox" in entry and (not isinstance(entry["bbox"], list) or len([number(v, "bbox") for v in entry["bbox"]]) != 4):
+        raise ValueError(f"bbox is {entry['bbox']!r}, expected four finite numbers")

@@ -1,0 +1,115 @@
+"""The import law, names and manners that keep the tree readable."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import maskwright
+
+PACKAGE = Path(maskwright.__file__).parent
+
+LAW = {  # design: who may import whom
+    "structures": set(),
+    "data": {"structures"},
+    "layers": {"structures"},
+    "weights": {"structures"},
+    "systems": {"structures", "layers"},
+    "recipes": {"structures", "systems", "data"},
+    "evaluation": {"structures", "data"},
+    "runs": {"structures", "systems", "recipes", "weights", "data"},
+    "training": {"structures", "data", "layers", "weights", "systems", "recipes", "runs", "evaluation"},
+    "inference": {"structures", "data", "layers", "weights", "systems", "recipes", "runs", "evaluation"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Top folders of the package that a module imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {name.split(".")[1] for name in names if name.startswith("maskwright.")}
+    return found
+
+
+@pytest.mark.parametrize("folder", LAW)
+def test_import_law(folder):
+    for path in (PACKAGE / folder).rglob("*.py"):
+        assert imports(path) <= LAW[folder] | {folder}, path
+
+
+def test_every_folder_is_under_the_law():
+    assert {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"} == set(LAW)
+
+
+def test_structures_need_torch_and_numpy_only():
+    allowed = {"torch", "numpy", "maskwright", "__future__"} | set(sys.stdlib_module_names)
+    for path in (PACKAGE / "structures").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
+            assert all((name or "").split(".")[0] in allowed for name in names), path
+
+
+def test_systems_do_not_ask_for_training_mode():
+    for path in (PACKAGE / "systems").rglob("*.py"):
+        assert "self.training" not in path.read_text()
+        assert "is_tracing" not in path.read_text()
+
+
+def test_only_the_original_file_format_knows_xywh():
+    for path in MODULES:
+        if path.name not in ("coco.py", "coco_results.py"):
+            assert "xywh" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("word", ["utils", "misc", "common", "helpers"])
+def test_no_module_is_a_drawer(word):
+    assert not [p for p in MODULES if p.stem == word or p.parent.name == word]
+
+
+def test_functions_and_files_stay_short():
+    for path in MODULES:
+        text = path.read_text()
+        assert text.count("\n") <= 650, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, (path, node.name)
+                assert len(node.args.args) + len(node.args.kwonlyargs) <= 12, (path, node.name)
+
+
+def test_the_door_is_light_and_sorted():
+    assert maskwright.__all__ == sorted(maskwright.__all__)
+    code = "import json, sys, maskwright; print(json.dumps([m for m in ('torch', 'numpy', 'timm', 'PIL') if m in sys.modules]))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(out.stdout) == []
+    for name in maskwright.__all__:
+        assert callable(getattr(maskwright, name))
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = maskwright.nope
+
+
+def test_importing_changes_nothing_global():
+    code = (
+        "import torch, numpy, PIL.Image as I, warnings\n"
+        "before = (torch.get_rng_state().sum().item(), torch.get_num_threads(), I.MAX_IMAGE_PIXELS, len(warnings.filters),"
+        " torch.is_grad_enabled(), torch.get_default_dtype())\n"
+        "import timm, torchvision, hotcoco, pydantic, rich\n"
+        "filters = len(warnings.filters)\n"
+        "import maskwright.api, maskwright.cli\n"
+        "after = (torch.get_rng_state().sum().item(), torch.get_num_threads(), I.MAX_IMAGE_PIXELS,"
+        " before[3] + len(warnings.filters) - filters,"
+        " torch.is_grad_enabled(), torch.get_default_dtype())\n"
+        "assert before == after, (before, after)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

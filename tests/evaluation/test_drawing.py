@@ -1,0 +1,75 @@
+import json
+
+import numpy as np
+import torch
+from PIL import Image
+
+from maskwright.evaluation import contact_sheet, draw_instances
+from maskwright.evaluation.report import write_report
+from maskwright.structures import Instances, Masks
+
+
+def some():
+    dense = torch.zeros(2, 50, 70, dtype=torch.bool)
+    dense[0, 10:30, 10:30] = True
+    dense[1, 20:40, 40:60] = True
+    masks = Masks.from_dense(dense)
+    return Instances((50, 70), boxes=masks.boxes(), labels=torch.tensor([0, 1]), scores=torch.tensor([0.9, 0.5]), masks=masks)
+
+
+def test_masks_are_tinted_outlined_and_the_rest_left_alone():
+    image = np.full((50, 70, 3), 100, dtype=np.uint8)
+    picture = np.asarray(draw_instances(image, some(), ["a", "b"]))
+    zoom = picture.shape[0] // 50
+    assert picture.shape == (50 * zoom, 70 * zoom, 3)
+    assert picture.shape[0] >= 600
+    assert (picture[45 * zoom :, :] == 100).all()
+    inside, edge = picture[25 * zoom, 20 * zoom], picture[25 * zoom, 10 * zoom]
+    assert not (inside == 100).all()
+    assert np.ptp(edge.astype(int)) > np.ptp(inside.astype(int))  # the outline is the pure color
+    other = picture[35 * zoom, 50 * zoom]
+    assert not (other == inside).all()
+    assert (image == 100).all()
+
+
+def test_boxes_are_drawn_where_there_are_no_masks():
+    found = Instances((50, 70), boxes=torch.tensor([[10.0, 10, 30, 30]]), labels=torch.tensor([0]))
+    picture = np.asarray(draw_instances(np.zeros((50, 70, 3), dtype=np.uint8), found, ["a"]))
+    assert picture[10 * 13 + 1 :, :, :].any()
+    assert not picture[45 * 13 :].any()
+
+
+def test_nothing_found_and_a_pixel_draw_too():
+    nothing = Instances.empty((1, 1), has_masks=True)
+    assert draw_instances(np.zeros((1, 1, 3), dtype=np.uint8), nothing, ["a"]).size == (640, 640)
+
+
+def test_contact_sheet_places_pictures():
+    red, blue = Image.new("RGB", (100, 50), "red"), Image.new("RGB", (50, 100), "blue")
+    sheet = contact_sheet([red, blue, red], columns=2, tile_px=60)
+    assert sheet.size == (120, 120)
+    assert sheet.getpixel((30, 30)) == (255, 0, 0)
+    assert sheet.getpixel((90, 30)) == (0, 0, 255)
+
+
+def test_report_escapes_what_it_shows(tmp_path):
+    metrics = {
+        "kind": "bbox",
+        "max_detections": [1, 10, 100],
+        "ap": 0.5,
+        "ap50": 0.6,
+        "ap75": 0.4,
+        "ap_small": -1,
+        "ap_medium": 0.1,
+        "ap_large": 0.2,
+    }
+    metrics |= {"ar": [0.1, 0.2, 0.3], "per_class": {"<script>": 0.5, "b": -1}, "per_class_ap50": {"<script>": 0.6, "b": -1}}
+    line = {"epoch": 1, "train_loss": {"a": 1.0}, "val_loss": {"a": 2.0}, "bbox": metrics}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "recipe.yaml").write_text("system: <b>x</b>")
+    write_report(tmp_path, title="<i>t</i>", summary="s", picture=None)
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in page
+    assert "<b>x</b>" not in page
+    assert "50.0" in page

@@ -1,0 +1,107 @@
+"""Each family learns: a few real images by heart, to nearly what its mask grid can express."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from maskwright.data import open_datasets
+from maskwright.data.catalog import open_split
+from maskwright.evaluation import evaluate_detections
+from maskwright.recipes import DataOptions, find_recipe
+from maskwright.structures import MaskProbs, Masks
+from maskwright.systems import SYSTEMS, Task
+from maskwright.systems.mask_rcnn import mask_targets
+from maskwright.training import train
+from tests.conftest import EXAMPLES
+
+SMALL = [name for name in SYSTEMS if name.endswith("-small")]
+SIDE_PX, ZOOM = 64, 4
+
+
+@pytest.fixture(scope="module")
+def large_nuclei(tmp_path_factory):
+    """Three real images whose objects are 64 px and more: windows around large nuclei, four times enlarged."""
+    root = tmp_path_factory.mktemp("large")
+    (root / "images").mkdir()
+    (root / "annotations").mkdir()
+    dataset = open_split(EXAMPLES, "train")
+    windows = []
+    for i in range(len(dataset)):
+        boxes = dataset.instances(i).boxes
+        sides = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1)
+        large = int(sides.argmax())
+        height, width = dataset.image_size(i)
+        x = min(max(int(boxes[large, [0, 2]].mean()) - SIDE_PX // 2, 0), width - SIDE_PX)
+        y = min(max(int(boxes[large, [1, 3]].mean()) - SIDE_PX // 2, 0), height - SIDE_PX)
+        windows.append((float(sides[large]), i, (x, y, x + SIDE_PX, y + SIDE_PX)))
+    data = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "nucleus"}]}
+    for number, (_, i, (x0, y0, x1, y1)) in enumerate(sorted(windows, reverse=True)[:3]):
+        sample = dataset.read(i)
+        size = (SIDE_PX * ZOOM, SIDE_PX * ZOOM)
+        Image.fromarray(sample.image[y0:y1, x0:x1].numpy()).resize(size, Image.Resampling.BICUBIC).save(
+            root / "images" / f"{number}.png"
+        )
+        data["images"].append({"id": number, "file_name": f"{number}.png", "height": size[0], "width": size[1]})
+        objects = sample.instances.crop((x0, y0, x1, y1)).resize(size)
+        for row, code in enumerate(objects.masks.to_rles()):
+            a, b, c, d = objects.masks.boxes()[row].tolist()
+            if min(c - a, d - b) >= 64:
+                box = [a, b, c - a, d - b]
+                data["annotations"].append(
+                    {
+                        "id": len(data["annotations"]),
+                        "image_id": number,
+                        "category_id": 1,
+                        "iscrowd": 0,
+                        "bbox": box,
+                        "segmentation": code,
+                    }
+                )
+    for split in ("train", "val"):
+        (root / "annotations" / f"{split}.json").write_text(json.dumps(data))
+    return root
+
+
+def ceiling(dataset, kind: str) -> float:
+    """AP of the truth itself, its masks taken through the 28×28 grid and back."""
+    truth = dataset.to_coco()["annotations"]
+    if kind == "segm":
+        for entry, code in zip(truth, _through_the_grid(dataset), strict=True):
+            entry["segmentation"] = code
+    return evaluate_detections(dataset, [{**entry, "score": 1.0} for entry in truth], kind=kind).ap
+
+
+def _through_the_grid(dataset):
+    for i in range(len(dataset)):
+        instances = dataset.instances(i)
+        targets = mask_targets(instances.masks, instances.boxes, torch.arange(len(instances)), side=28)
+        pasted: Masks = MaskProbs(targets, instances.boxes).paste(instances.image_size)
+        yield from pasted.to_rles()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_few_images_are_learnt_by_heart(name, large_nuclei, tmp_path, console):
+    recipe = find_recipe(name).with_changes(
+        [
+            "epochs=150",
+            "batch_size=3",
+            "workers=0",
+            "evaluate_every=1000",
+            "optimizer.lr=0.001",
+            "schedule.warmup_steps=10",
+            "augment.crop_px=null",
+            "augment.horizontal_flip=0",
+            "augment.color=0",
+            "ema_decay=0.9",
+            "arguments={short_px: 256, long_px: 256, num_proposals: 100, max_detections: 50}",
+        ]
+    )
+    recipe = recipe.model_copy(update={"data": DataOptions(path=str(large_nuclei))})
+    metrics = train(recipe, tmp_path / "run", device="cpu", console=console)
+    dataset, _ = open_datasets(large_nuclei)
+    best = ceiling(dataset, metrics.kind)
+    print(f"{name}: {metrics.kind} AP {metrics.ap:.3f}, ceiling {best:.3f}, {dataset.num_instances} objects")
+    assert SYSTEMS[name](num_classes=1).task == (Task.INSTANCES if metrics.kind == "segm" else Task.BOXES)
+    assert metrics.ap >= 0.95 * best

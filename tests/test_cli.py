@@ -1,0 +1,121 @@
+"""The command line as people use it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import EXAMPLES
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", "PYTHONWARNINGS": "error::UserWarning:maskwright"}
+    command = [sys.executable, "-c", "from maskwright.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def refused(*arguments: object) -> str:
+    """Standard error of a command that must end with 2 and without a traceback."""
+    done = run(*arguments)
+    assert done.returncode == 2, done
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_help_names_the_verbs():
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in ("demo", "systems", "train", "evaluate", "predict"))
+
+
+def test_systems_lists_all_with_their_parameters():
+    done = run("systems")
+    assert done.returncode == 0
+    assert "mask-rcnn-r50-fpn" in done.stdout
+    assert "44.34" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "Did you mean 'train'"),
+        (["train", "mask-rcnn-small", "--epoch", "3"], "--epochs"),
+        (["train", "mask-rcnn-smal", "--data", "x", "--out", "y"], "did you mean mask-rcnn-small"),
+        (["train", "mask-rcnn-small"], "train needs SYSTEM, --data and --out"),
+        (["train", "mask-rcnn-small", "--data", "/nowhere", "--out", "y"], "/nowhere: there is no such file or folder"),
+        (["train", "mask-rcnn-small", "--data", "x", "--out", "y", "--set", "optimizer.lrr=1"], "did you mean lr"),
+        (["train", "--resume", "/nowhere"], "recipe.yaml"),
+        (["train", "mask-rcnn-small", "--resume", "/nowhere"], "leave the other options away"),
+        (["evaluate", "--data", "x"], "either RUN or --predictions"),
+        (["evaluate", "/nowhere", "--data", "x"], "/nowhere: there is no such run"),
+        (["evaluate", "/nowhere", "--data", "x", "--max-detections", "many"], "expected positive numbers"),
+        (["predict", "/nowhere", "a.png", "--out", "y"], "a.png: there is no such image"),
+    ],
+)
+def test_mistakes_end_with_two_and_a_message(arguments, message):
+    assert message in refused(*arguments)
+
+
+def test_predict_evaluate_and_score(tiny_run, tmp_path):
+    data = tiny_run.parent / "data"
+    done = run(
+        "predict",
+        tiny_run,
+        data / "images" / "val_0.png",
+        "--out",
+        tmp_path / "pred",
+        "--format",
+        "coco,geojson,png",
+        "--threshold",
+        "0",
+    )
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "pred").iterdir()} == {"predictions.json", "val_0.png", "val_0.geojson"}
+    done = run("evaluate", tiny_run, "--data", data, "--out", tmp_path / "results.json", "--max-detections", "1,10,20")
+    assert done.returncode == 0, done.stderr
+    assert "masks" in done.stdout
+    assert "disc" in done.stdout
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {entry["category_id"] for entry in results} <= {3, 7}
+    scored = run(
+        "evaluate",
+        "--predictions",
+        tmp_path / "results.json",
+        "--data",
+        data / "annotations" / "val.json",
+        "--max-detections",
+        "1,10,20",
+    )
+    assert scored.returncode == 0, scored.stderr
+    assert done.stdout.splitlines()[:3] == scored.stdout.splitlines()[:3]
+
+
+def test_bad_image_is_named_and_the_others_are_done(tiny_run, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"<html>")
+    stderr = refused(
+        "predict", tiny_run, tiny_run.parent / "data" / "images" / "val_0.png", tmp_path / "bad.jpg", "--out", tmp_path / "pred"
+    )
+    assert "bad.jpg: not an image of a known format" in stderr
+    assert (tmp_path / "pred" / "val_0.png").is_file()
+
+
+def test_folders_that_cannot_be_written_are_named(tiny_run, tmp_path):
+    image = next((EXAMPLES / "images").iterdir())
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in refused("predict", tiny_run, image, "--out", tmp_path / "file" / "x")
+    assert "is not a file" in refused("evaluate", tiny_run, "--data", "x", "--out", tmp_path)
+    assert "file: is a file" in refused(
+        "predict", tiny_run, tiny_run.parent / "data" / "images" / "val_0.png", "--out", tmp_path / "file"
+    )
+
+
+@pytest.mark.slow
+def test_demo_runs(tmp_path):
+    done = run("demo", "--out", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "demo" / "overview.png").is_file()
+    assert len(list((tmp_path / "demo" / "predictions").glob("*.png"))) == 16
+    assert "the folder is not empty" in refused("demo", "--out", tmp_path / "demo")

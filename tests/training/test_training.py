@@ -1,0 +1,307 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from maskwright.api import resume
+from maskwright.data import files
+from maskwright.data.catalog import open_split
+from maskwright.data.loader import TrainingImages, training_batches
+from maskwright.data.transforms import Compose
+from maskwright.recipes import find_recipe
+from maskwright.recipes.recipe import OptimizerOptions, ScheduleOptions
+from maskwright.systems import SYSTEMS
+from maskwright.training import loop, train
+from maskwright.training.optimization import build_optimizer, learning_rate_factor, moving_average, set_trainable
+from tests.conftest import make_coco, tiny_recipe
+
+
+def weights(run, folder="last"):
+    return load_file(run / folder / "weights.safetensors")
+
+
+def test_run_folder_explains_itself(tiny_run):
+    assert {p.name for p in tiny_run.iterdir()} == {"recipe.yaml", "split.json", "metrics.jsonl", "best", "last", "report.html"}
+    (line,) = [json.loads(text) for text in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert line["epoch"] == 1
+    assert set(line["train_loss"]) == set(line["val_loss"]) == {"rpn_objectness", "rpn_box", "class", "box", "mask"}
+    assert line["segm"]["max_detections"] == [1, 10, 20]
+    page = (tiny_run / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "data:image/jpeg;base64," in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert json.loads((tiny_run / "split.json").read_text())["val"] == [5100, 5200, 5300, 5400]
+    assert sorted(p.name for p in (tiny_run / "last").iterdir()) == [
+        "model.json",
+        "training.safetensors",
+        "weights.safetensors",
+    ]
+
+
+def test_same_seed_same_weights(coco_folder, tmp_path, console):
+    for name in ("a", "b"):
+        train(tiny_recipe(coco_folder, f"workers={int(name == 'b')}"), tmp_path / name, device="cpu", console=console)
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    train(tiny_recipe(coco_folder, "seed=1"), tmp_path / "c", device="cpu", console=console)
+    assert not torch.equal(a["rpn.conv.weight"], weights(tmp_path / "c")["rpn.conv.weight"])
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_resume_equals_never_having_stopped(coco_folder, tmp_path, console, monkeypatch):
+    recipe = tiny_recipe(coco_folder, "epochs=3", "checkpoint_steps=1", "evaluate_every=9")
+    train(recipe, tmp_path / "whole", device="cpu", console=console)
+
+    steps = {"count": 0}
+    usual = loop._step
+
+    def killed(*arguments):
+        steps["count"] += 1
+        if steps["count"] == 4:  # in the middle of the second epoch
+            raise _Killed
+        return usual(*arguments)
+
+    monkeypatch.setattr(loop, "_step", killed)
+    with pytest.raises(_Killed):
+        train(recipe, tmp_path / "cut", device="cpu", console=console)
+    monkeypatch.setattr(loop, "_step", usual)
+    train(recipe, tmp_path / "cut", resume=True, device="cpu", console=console)
+    whole, cut = load_file(tmp_path / "whole" / "last" / loop.STATE), load_file(tmp_path / "cut" / "last" / loop.STATE)
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+
+
+def test_micro_batches_give_the_same_step(tmp_path, console):
+    make_coco(tmp_path / "data", split="train", size=(64, 64))
+    make_coco(tmp_path / "data", split="val", images=1)
+    for name, parts in (("one", 1), ("two", 2)):
+        recipe = tiny_recipe(
+            tmp_path / "data", "batch_size=4", f"micro_batches={parts}", "optimizer.kind=sgd", "optimizer.lr=0.01"
+        )
+        train(recipe.with_changes(["optimizer.clip_norm=null", "ema_decay=0"]), tmp_path / name, device="cpu", console=console)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    start = SYSTEMS["mask-rcnn-small"](num_classes=2).state_dict()
+    assert set(start) == set(one)
+    assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-5
+
+
+def test_loss_that_is_not_finite_stops_and_names_the_images(coco_folder, tmp_path, console):
+    recipe = tiny_recipe(
+        coco_folder,
+        "epochs=4",
+        "optimizer.kind=sgd",
+        "optimizer.lr=1e30",
+        "schedule.warmup_steps=0",
+        "optimizer.clip_norm=null",
+    )
+    with pytest.raises(ValueError, match=r"not finite at step \d+ .*train_\d\.png, .*train_\d\.png.*lower optimizer\.lr"):
+        train(recipe, tmp_path / "run", device="cpu", console=console)
+
+
+def test_run_killed_in_its_first_step_can_be_resumed(coco_folder, tmp_path, console, monkeypatch):
+    usual = loop._step
+
+    def killed(*arguments):
+        raise _Killed
+
+    monkeypatch.setattr(loop, "_step", killed)
+    with pytest.raises(_Killed):
+        train(tiny_recipe(coco_folder), tmp_path / "run", device="cpu", console=console)
+    monkeypatch.setattr(loop, "_step", usual)
+    train(tiny_recipe(coco_folder), tmp_path / "run", resume=True, device="cpu", console=console)
+    make_coco(coco_folder, split="train", images=5)
+    with pytest.raises(ValueError, match=r"split\.json: the images of the data set have changed"):
+        train(tiny_recipe(coco_folder), tmp_path / "run", resume=True, device="cpu", console=console)
+
+
+def test_builder_defaults_are_saved_with_the_run(tiny_run):
+    arguments = json.loads((tiny_run / "best" / "model.json").read_text())["arguments"]
+    assert arguments == {"num_classes": 2, "max_detections": 20, "num_proposals": 50, "short_px": 64, "long_px": 96}
+
+
+def test_write_error_at_a_checkpoint_keeps_the_previous_one(coco_folder, tmp_path, console, monkeypatch):
+    usual = files.os.fsync
+    calls = {"count": 0}
+
+    def full(descriptor):
+        calls["count"] += 1
+        if calls["count"] > 40:
+            raise OSError(28, "No space left on device")
+        usual(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    recipe = tiny_recipe(coco_folder, "epochs=9", "checkpoint_steps=1", "evaluate_every=99")
+    with pytest.raises(OSError, match="No space"):
+        train(recipe, tmp_path / "run", device="cpu", console=console)
+    monkeypatch.setattr(files.os, "fsync", usual)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    state, metadata = loop.read_tensors(tmp_path / "run" / "last" / loop.STATE)
+    assert metadata["training"]["step"] >= 2
+    assert all(torch.isfinite(v.float()).all() for v in state.values())
+    assert weights(tmp_path / "run")
+
+
+def test_init_takes_another_number_of_classes(tiny_run, coco_folder, tmp_path, console):
+    recipe = tiny_recipe(coco_folder)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"classes": ("disc",)})})
+    train(recipe, tmp_path / "run", init=tiny_run, device="cpu", console=console)
+    assert "1 of 1 classes known by name" in console.file.getvalue()
+    card = json.loads((tmp_path / "run" / "best" / "model.json").read_text())
+    assert card["categories"] == {"names": ["disc"], "ids": [3]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["frozen=[backbones]"], "frozen parts backbones begin no parameter"),
+        (["arguments.shrt_px=3"], "has no argument shrt_px"),
+    ],
+)
+def test_mistakes_are_found_before_the_first_step(coco_folder, tmp_path, console, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(tiny_recipe(coco_folder, *changes), tmp_path / "run", device="cpu", console=console)
+
+
+def test_folders_and_data_are_checked_before_anything_is_written(coco_folder, tmp_path, console):
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match="frozen norms or parts, which only make sense with pretrained weights"):
+        train(
+            tiny_recipe(coco_folder, "arguments={}", system="mask-rcnn-small").model_copy(
+                update={"system": "mask-rcnn-r50-fpn"}
+            ),
+            out,
+            device="cpu",
+            console=console,
+        )
+    (coco_folder / "images" / "val_2.png").unlink()
+    with pytest.raises(ValueError, match=r"val\.json: 1 images are missing: .*val_2\.png"):
+        train(tiny_recipe(coco_folder), out, device="cpu", console=console)
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    with pytest.raises(ValueError, match="the folder is not empty"):
+        train(tiny_recipe(coco_folder), out, device="cpu", console=console)
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+        train(tiny_recipe(make_and_path(tmp_path)), out, resume=True, device="cpu", console=console)
+    assert (out / "mine.txt").read_text() == "precious"
+
+
+def make_and_path(tmp_path):
+    for split in ("train", "val"):
+        make_coco(tmp_path / "other", split=split)
+    return tmp_path / "other"
+
+
+def test_damaged_and_wrong_images_are_found_before_the_first_step(coco_folder, tmp_path, console):
+    image = coco_folder / "images" / "train_1.png"
+    whole = image.read_bytes()
+    Image.new("RGB", (10, 10)).save(image)
+    with pytest.raises(ValueError, match=r"train_1\.png: the upright image is 10 x 10"):
+        train(tiny_recipe(coco_folder), tmp_path / "run", device="cpu", console=console)
+    assert not (tmp_path / "run").exists()
+    image.write_bytes(whole[: len(whole) // 2])  # the header alone is right
+    with pytest.raises(ValueError, match=r"^[^\n]*train_1\.png: the image is damaged or cut off[^\n]*$"):
+        train(tiny_recipe(coco_folder, "workers=1"), tmp_path / "run", device="cpu", console=console)
+
+
+def test_a_run_folder_never_imports_code(tiny_run, tmp_path):
+    (tmp_path / "recipe.yaml").write_text((tiny_run / "recipe.yaml").read_text().replace("mask-rcnn-small", "os:system"))
+    with pytest.raises(ValueError, match="a folder alone never imports code"):
+        resume(tmp_path)
+
+
+def test_box_only_annotations_train_a_box_system(coco_folder, tmp_path, console):
+    for split in ("train", "val"):
+        file = coco_folder / "annotations" / f"{split}.json"
+        data = json.loads(file.read_text())
+        for annotation in data["annotations"]:
+            del annotation["segmentation"]
+        file.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="some annotations have no segmentation"):
+        train(tiny_recipe(coco_folder), tmp_path / "run", device="cpu", console=console)
+    metrics = train(tiny_recipe(coco_folder, system="faster-rcnn-small"), tmp_path / "run", device="cpu", console=console)
+    assert metrics.kind == "bbox"
+
+
+def test_group_norm_trains_a_paper_size_from_scratch_without_frozen_parts():
+    system = SYSTEMS["faster-rcnn-r50-fpn"](num_classes=1, norm="group")
+    stage = find_recipe("faster-rcnn-r50-fpn").with_changes(["frozen=[]"]).stages[0]
+    set_trainable(system, stage)
+    assert all(p.requires_grad for p in system.parameters())
+
+
+# Optimization
+
+
+def test_step_schedule():
+    schedule = ScheduleOptions(kind="step", warmup_steps=10, warmup_factor=0.001, drops=(0.5, 0.75))
+    factors = [learning_rate_factor(schedule, step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.001 + 0.999 / 10)
+    assert factors[9] == factors[10] == factors[49] == 1
+    assert factors[50] == factors[74] == pytest.approx(0.1)
+    assert factors[75] == pytest.approx(0.01)
+
+
+def test_cosine_schedule():
+    schedule = ScheduleOptions(kind="cosine", warmup_steps=0)
+    assert learning_rate_factor(schedule, 0, 100) == 1
+    assert learning_rate_factor(schedule, 50, 100) == pytest.approx(0.5)
+    assert learning_rate_factor(schedule, 100, 100) == pytest.approx(0, abs=1e-12)
+
+
+def test_norms_and_biases_have_decay_of_their_own():
+    system = SYSTEMS["mask-rcnn-small"](num_classes=1)
+    options = OptimizerOptions(kind="adamw", lr=0.1, weight_decay=0.3, bias_weight_decay=0.2, norm_weight_decay=0.1)
+    groups = {g["weight_decay"]: g["params"] for g in build_optimizer(system, options).param_groups}
+    norms = sum(1 for m in system.modules() if isinstance(m, torch.nn.GroupNorm))
+    assert len(groups[0.1]) == 2 * norms > 0
+    assert all(p.ndim == 1 for p in groups[0.2])
+    assert all(p.ndim > 1 for p in groups[0.3])
+    assert sum(map(len, groups.values())) == len(list(system.parameters()))
+
+
+def test_warm_up_never_fills_a_short_stage():
+    schedule = ScheduleOptions(kind="step", warmup_steps=1000, drops=(0.5,))
+    assert learning_rate_factor(schedule, 10, 100) == 1
+
+
+def test_gradients_of_an_earlier_stage_are_forgotten():
+    system = SYSTEMS["faster-rcnn-small"](num_classes=1)
+    system.backbone.network.conv1.weight.grad = torch.ones_like(system.backbone.network.conv1.weight)
+    set_trainable(system, find_recipe("faster-rcnn-small").with_changes(["frozen=[backbone.]"]).stages[0])
+    assert system.backbone.network.conv1.weight.grad is None
+
+
+def test_frozen_parts_stay_out_of_the_optimizer():
+    system = SYSTEMS["mask-rcnn-small"](num_classes=1)
+    stage = find_recipe("mask-rcnn-small").with_changes(["frozen=[backbone.]"]).stages[0]
+    set_trainable(system, stage)
+    held = {id(p) for g in build_optimizer(system, stage.optimizer).param_groups for p in g["params"]}
+    assert not held & {id(p) for p in system.backbone.parameters()}
+    assert held >= {id(p) for p in system.fpn.parameters()}
+
+
+def test_moving_average_follows_quickly_then_slowly():
+    system = SYSTEMS["mask-rcnn-small"](num_classes=1)
+    average = moving_average(system, 0.9)
+    bias = system.rpn.conv.bias
+    expected = 0.0
+    for step in range(40):
+        with torch.no_grad():
+            bias.fill_(float(step))
+        average.update_parameters(system)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = expected * decay + step * (1 - decay) if step else 0.0
+    assert float(average.module.rpn.conv.bias[0].detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_stops_on_no_images(coco_folder):
+    nothing = open_split(coco_folder, "train").subset([])
+    images = TrainingImages(nothing, spec=SYSTEMS["mask-rcnn-small"](num_classes=1).input, transform=Compose([]), seed=0)
+    with pytest.raises(ValueError, match="no images to train on"):
+        training_batches(images, batch_size=2, workers=0)
