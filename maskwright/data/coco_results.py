@@ -48,11 +48,11 @@ def check_results(path: Path, data: Any, dataset: CocoDataset) -> list[dict[str,
         raise ValueError(f"{path}: expected a list of COCO results, or a dict with 'annotations'")
     sizes = {int(image_id): dataset.image_size(i) for i, image_id in enumerate(dataset.image_ids)}
     problems: list[str] = []
-    for number, entry in enumerate(data):
+    for place, entry in enumerate(data):
         try:
             _check_result(entry, sizes, set(dataset.categories.ids))
         except (ValueError, TypeError, KeyError, OverflowError) as error:
-            problems.append(f"entry {number}: {f'the key {error} is missing' if isinstance(error, KeyError) else error}")
+            problems.append(f"entry {place}: {f'the key {error} is missing' if isinstance(error, KeyError) else error}")
     if problems:
         shown = "\n  ".join(problems[:MAX_PROBLEMS_SHOWN])
         raise ValueError(f"{path}: {len(problems)} of {len(data)} results cannot be scored on {dataset.path}:\n  {shown}")

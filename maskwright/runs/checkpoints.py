@@ -140,7 +140,8 @@ def open_model(path: Path, arguments: Mapping[str, Any] | None = None) -> tuple[
     """Build a system and load its weights from a run folder or weights file.
 
     Args:
-        arguments: builder arguments to use instead of the saved ones, for example max_detections.
+        arguments: builder arguments to use instead of the saved ones, for example max_detections; those that decide the size
+            of the input decide it anew.
 
     Raises:
         ValueError: not a model of ours, weights that do not fit, or a system from outside the package.
@@ -152,9 +153,10 @@ def open_model(path: Path, arguments: Mapping[str, Any] | None = None) -> tuple[
     card = ModelCard.from_dict(metadata["maskwright"], file)
     if card.system not in SYSTEMS:
         raise ValueError(f"{file}: made by {card.system!r}, which is not part of maskwright: a file alone never imports code")
-    card = replace(card, arguments={**card.arguments, **(arguments or {})})
-    system = build_system(card.system, card.arguments)
-    system.input = card.input
+    system = build_system(card.system, {**card.arguments, **(arguments or {})})
+    spec = replace(system.input, intensity=card.input.intensity) if arguments else card.input
+    system.input = spec
+    card = replace(card, arguments={**card.arguments, **(arguments or {})}, input=spec)
     _load_strictly(system, tensors, file)
     return system, card
 

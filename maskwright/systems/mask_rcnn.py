@@ -80,7 +80,7 @@ class FasterRCNN(nn.Module):
         roi_sampler: draws the proposals the heads learn from.
         box_head: class and box of a proposal.
         instance_heads: what else is learnt of each object; empty for Faster R-CNN.
-        num_proposals: per image, at inference.
+        num_proposals: per image, at inference; never fewer than `max_detections`.
         num_training_proposals: per image, before sampling.
         max_detections: per image.
     """
@@ -129,7 +129,7 @@ class FasterRCNN(nn.Module):
     def predict(self, images: ImageBatch) -> list[Instances]:
         """Boxes first, then masks on the boxes that are kept (Mask R-CNN, sec. 3.1, inference)."""
         features = self.fpn(self.backbone(images.pixels))
-        keep = self.num_proposals
+        keep = max(self.num_proposals, self.max_detections)
         proposals = self.rpn.propose(self.rpn(features), images.sizes, per_level=keep, keep=keep)
         found = self.box_head.detect(features, proposals, keep=self.max_detections)
         detections = images.to_original_frame(found)

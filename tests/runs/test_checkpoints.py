@@ -41,6 +41,8 @@ def test_best_is_preferred_to_last(saved):
 
 def test_arguments_can_be_given_instead(saved):
     assert open_model(saved, {"max_detections": 7, "num_proposals": 50})[0].max_detections == 7
+    assert open_model(saved, {"short_px": 77})[0].input.resize.short_px == 77
+    assert open_model(saved)[0].input.resize.short_px == 512
     with pytest.raises(ValueError, match="mask-rcnn-small has no argument max_detection: there are"):
         open_model(saved, {"max_detection": 7})
 
