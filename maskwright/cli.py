@@ -29,7 +29,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("runs/demo"),
     device: DeviceOption = "auto",
 ) -> None:
-    """Train, evaluate and predict on the nuclei that ship with the repository (about five minutes on two cores)."""
+    """Train, evaluate and predict on the nuclei that ship with the repository (a few minutes on two cores)."""
     from maskwright.demo import run_demo
 
     run_demo(out, device=device, console=console)

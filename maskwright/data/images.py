@@ -62,10 +62,12 @@ def read_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """(height, width) upright and as stored, from the header alone."""
     with _open(path) as image:
         stored = (image.height, image.width)
+        if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode the whole image to look for it at the end
+            return stored, stored
         try:
             turned = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
         except _DAMAGE as error:
-            raise ImageError(f"{path}: its EXIF data are damaged ({error}): copy or download the image again") from None
+            raise ImageError(f"{path}: the image is damaged or cut off ({error}): copy or download it again") from None
     return (stored[1], stored[0]) if turned else stored, stored
 
 

@@ -107,7 +107,9 @@ def _find(sources: Sequence[str | Path], out: Path) -> list[tuple[Path, str]]:
     found: list[tuple[Path, str]] = []
     for source in map(Path, sources):
         if source.is_dir():
-            inside = [path for path in list_images(source) if out.resolve() not in path.resolve().parents]
+            inside = list_images(source)
+            if source.resolve() in out.resolve().parents:
+                inside = [path for path in inside if out.resolve() not in path.resolve().parents]
             if not inside:
                 raise ValueError(f"{source}: there are no images in this folder")
             found += [(path, path.relative_to(source).as_posix()) for path in inside]

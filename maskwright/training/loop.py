@@ -274,10 +274,7 @@ def _save_last(run: _Run, optimizer: torch.optim.Optimizer) -> None:
 
 def _restore(run: _Run) -> dict[str, Tensor]:
     """Load the last checkpoint into the run; what belongs to the optimizer is returned."""
-    path = run.out / "last" / STATE
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no checkpoint to resume from: start the run anew without --resume")
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(run.out / "last" / STATE)
     position = metadata["training"]
     run.stage, run.step, run.best, run.sums = (position[key] for key in ("stage", "step", "best", "sums"))
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
@@ -305,6 +302,8 @@ def _open_run(recipe: Recipe, out: Path, *, init: Path | None, resume: bool, dev
     """Check everything that can be checked before the first step, then write the folder."""
     if recipe.data is None:
         raise ValueError("the recipe names no data")
+    if resume and not (out / "last" / STATE).is_file():
+        raise ValueError(f"{out}: there is no checkpoint to resume from: start the run anew without --resume")
     if not resume and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: the folder is not empty: choose another --out, or go on with --resume")
     device = choose_device(device)
@@ -315,6 +314,8 @@ def _open_run(recipe: Recipe, out: Path, *, init: Path | None, resume: bool, dev
         torch.manual_seed(recipe.seed)  # of the initial weights, for which torch takes no generator
         system = build_system(recipe.system, arguments)
     system.input = replace(system.input, intensity=recipe.intensity)
+    for stage in recipe.stages:
+        set_trainable(system, stage)  # complains of parts that do not exist
     if system.task == Task.INSTANCES and not (train_set.has_masks and val_set.has_masks):
         raise ValueError(
             f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"

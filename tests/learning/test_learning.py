@@ -37,12 +37,13 @@ def large_nuclei(tmp_path_factory):
         y = min(max(int(boxes[large, [1, 3]].mean()) - SIDE_PX // 2, 0), height - SIDE_PX)
         windows.append((float(sides[large]), i, (x, y, x + SIDE_PX, y + SIDE_PX)))
     data = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "nucleus"}]}
+    (root / "images" / "again").mkdir()
     for number, (_, i, (x0, y0, x1, y1)) in enumerate(sorted(windows, reverse=True)[:3]):
         sample = dataset.read(i)
         size = (SIDE_PX * ZOOM, SIDE_PX * ZOOM)
-        Image.fromarray(sample.image[y0:y1, x0:x1].numpy()).resize(size, Image.Resampling.BICUBIC).save(
-            root / "images" / f"{number}.png"
-        )
+        picture = Image.fromarray(sample.image[y0:y1, x0:x1].numpy()).resize(size, Image.Resampling.BICUBIC)
+        for folder in (root / "images", root / "images" / "again"):  # training and validation may not share files
+            picture.save(folder / f"{number}.png")
         data["images"].append({"id": number, "file_name": f"{number}.png", "height": size[0], "width": size[1]})
         objects = sample.instances.crop((x0, y0, x1, y1)).resize(size)
         for row, code in enumerate(objects.masks.to_rles()):
@@ -59,8 +60,10 @@ def large_nuclei(tmp_path_factory):
                         "segmentation": code,
                     }
                 )
-    for split in ("train", "val"):
-        (root / "annotations" / f"{split}.json").write_text(json.dumps(data))
+    (root / "annotations" / "train.json").write_text(json.dumps(data))
+    for entry in data["images"]:
+        entry["file_name"] = f"again/{entry['file_name']}"
+    (root / "annotations" / "val.json").write_text(json.dumps(data))
     return root
 
 
