@@ -88,7 +88,7 @@ def _through_the_grid(dataset):
 def test_a_few_images_are_learnt_by_heart(name, large_nuclei, tmp_path, console):
     recipe = find_recipe(name).with_changes(
         [
-            "epochs=150",
+            "epochs=300",
             "batch_size=3",
             "workers=0",
             "evaluate_every=1000",
