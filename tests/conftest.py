@@ -16,7 +16,6 @@ from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.structures import Masks
 from maskwright.training import train
 
-
 EXAMPLES = Path(__file__).parent.parent / "examples" / "nuclei"
 
 
