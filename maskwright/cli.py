@@ -181,6 +181,35 @@ def predict(
         raise ValueError("could not be read:\n  " + "\n  ".join(answer.failures))
 
 
+@app.command("import")
+def import_(
+    weights: Annotated[Path, typer.Argument(help="Checkpoint of another toolkit; it is never executed.")],
+    system: Annotated[str, typer.Option(help="mask-rcnn-r50-fpn or faster-rcnn-r50-fpn.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    classes: Annotated[
+        str | None, typer.Option(help="Names of rows 1, 2, ..., separated by commas; COCO's by default.")
+    ] = None,
+    norm_eps: Annotated[
+        float | None, typer.Option(help="Of the frozen norms; by default 0 for published files, 1e-5 for others.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A further argument, like short_px=640.")] = None,
+) -> None:
+    """Make a run of a torchvision checkpoint, which then answers as torchvision does."""
+    from maskwright.recipes.recipe import parse_assignments
+    from maskwright.runs.importing import import_weights
+
+    import_weights(
+        weights,
+        system=system,
+        out=out,
+        classes=None if classes is None else [name.strip() for name in classes.split(",")],
+        norm_eps=norm_eps,
+        arguments=parse_assignments(set_ or []),
+        say=lambda text: console.print(text, highlight=False),
+    )
+    console.print(f"imported into {out}: try 'maskwright predict {out} IMAGES --out pred/'", highlight=False)
+
+
 def _limits(text: str) -> list[int]:
     try:
         limits = [int(part) for part in text.split(",")]

@@ -29,14 +29,15 @@ class IouMatcher:
     Args:
         positive: IoU from which a candidate is positive.
         negative: IoU below which it is negative; between the two it is ignored.
-        rescue: whether the candidates that overlap an object most, however little, are positive too; they keep the object
-            they themselves overlap most. An object that touches no candidate rescues none.
+        rescue_above: candidates that overlap an object most, by more than this IoU, are positive too; they keep the object
+            they themselves overlap most. None rescues no candidate; at -1 an object that touches none makes all those
+            without overlap positive, as detectron2 and torchvision do.
         crowd_coverage: share of a candidate inside a crowd region from which it is no longer negative.
     """
 
     positive: float
     negative: float
-    rescue: bool
+    rescue_above: float | None
     crowd_coverage: float = 0.5
 
     def __call__(self, candidates: Tensor, targets: Instances) -> Assignment:
@@ -50,9 +51,9 @@ class IouMatcher:
             index = objects[row]
             kind[best >= self.negative] = IGNORED
             kind[best >= self.positive] = POSITIVE
-            if self.rescue:
+            if self.rescue_above is not None:
                 top = iou.amax(dim=0)
-                kind[((iou == top) & (top > 0)).any(dim=1)] = POSITIVE
+                kind[((iou == top) & (top > self.rescue_above)).any(dim=1)] = POSITIVE
         crowds = targets.boxes[targets.crowd]
         if len(crowds):
             inside = box_functions.coverage(candidates, crowds).amax(dim=1) >= self.crowd_coverage
@@ -74,6 +75,18 @@ class BalancedSampler:
         num_positives = min(len(positives), int(self.count * self.positive_fraction))
         num_negatives = min(len(negatives), self.count - num_positives)
         return _draw(positives, num_positives, generator), _draw(negatives, num_negatives, generator)
+
+    def normalizer(self, num_drawn: int) -> int:
+        """What a sum over the candidates drawn from an image is divided by: the number wanted, even if fewer were there."""
+        return self.count
+
+
+class SampledMeanSampler(BalancedSampler):
+    """A `BalancedSampler` for losses that are means over the candidates drawn (torchvision)."""
+
+    def normalizer(self, num_drawn: int) -> int:
+        """The number drawn."""
+        return num_drawn
 
 
 def _draw(indices: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -4,6 +4,7 @@ They answer {stride: (B, C, H / stride, W / stride)}.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import timm
@@ -20,11 +21,12 @@ class Backbone(nn.Module):
         name: timm's name of the network, for example "resnet50".
         strides: the feature maps wanted, input px per cell.
         norm: "frozen" batch norm, whose statistics must come with pretrained weights, or "group", which trains from scratch.
+        norm_eps: added to the variance of a frozen norm.
     """
 
-    def __init__(self, name: str, *, strides: Sequence[int], norm: Literal["frozen", "group"]) -> None:
+    def __init__(self, name: str, *, strides: Sequence[int], norm: Literal["frozen", "group"], norm_eps: float = 1e-5) -> None:
         super().__init__()
-        options: dict[str, Any] = {"norm_layer": GroupNorm} if norm == "group" else {}
+        options: dict[str, Any] = {"norm_layer": GroupNorm if norm == "group" else partial(nn.BatchNorm2d, eps=norm_eps)}
         levels = {2: 0, 4: 1, 8: 2, 16: 3, 32: 4}  # timm numbers the maps of its residual networks by stride
         network: Any = timm.create_model(name, features_only=True, out_indices=tuple(levels[s] for s in strides), **options)
         self.name = name

@@ -3,27 +3,79 @@
 Legend: P cells of a level · A anchors per cell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 
-def anchor_shapes(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """Anchors of one cell, centred at the origin, xyxy px, (A, 4), unrounded; for each size the ratios in turn.
+class PyramidAnchors:
+    """Anchors of every cell of a feature pyramid (FPN, sec. 4.1), unrounded, true strides (detectron2).
 
     Args:
-        sizes: square roots of the areas, px.
+        sizes: square roots of the anchors' areas, px, for each stride; the same number at every stride.
         ratios: height / width.
     """
-    shapes = [(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in ratios]
-    return torch.tensor([[-w / 2, -h / 2, w / 2, h / 2] for w, h in shapes])
+
+    def __init__(self, sizes: Mapping[int, Sequence[float]], *, ratios: Sequence[float] = (0.5, 1.0, 2.0)) -> None:
+        self.shapes = {stride: self.cell(level_sizes, ratios) for stride, level_sizes in sizes.items()}
+        self.per_cell = len(next(iter(self.shapes.values())))
+
+    def __call__(self, features: Mapping[int, Tensor]) -> list[Tensor]:
+        """Anchors of each level, xyxy px (P·A, 4)."""
+        return [
+            anchor_grid(shapes.to(features[stride].device), self._size(features, stride), (stride, stride))
+            for stride, shapes in self.shapes.items()
+        ]
+
+    @staticmethod
+    def cell(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+        """Anchors of one cell, centred at the origin, xyxy px, (A, 4); for each size the ratios in turn."""
+        return anchor_shapes([(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in ratios])
+
+    @staticmethod
+    def _size(features: Mapping[int, Tensor], stride: int) -> tuple[int, int]:
+        return features[stride].shape[2], features[stride].shape[3]
 
 
-def anchor_grid(shapes: Tensor, size: tuple[int, int], stride: int) -> Tensor:
-    """Anchors of all cells of a map, row by row, (P·A, 4); cell (i, j) has its reference point at (j·stride, i·stride) px."""
-    y = torch.arange(size[0], device=shapes.device, dtype=shapes.dtype) * stride
-    x = torch.arange(size[1], device=shapes.device, dtype=shapes.dtype) * stride
+class RoundedAnchors(PyramidAnchors):
+    """Anchors as torchvision lays them: half extents rounded, cells a whole number of pixels of the padded image apart.
+
+    A level whose side does not divide that of the image is laid too densely: 13 rows on 800 px are 61 px apart, not 64.
+    """
+
+    def __call__(self, features: Mapping[int, Tensor]) -> list[Tensor]:
+        """Anchors of each level, xyxy px (P·A, 4)."""
+        finest = min(features)
+        height, width = (finest * side for side in self._size(features, finest))  # of the padded image, px
+        grids = []
+        for stride, shapes in self.shapes.items():
+            rows, columns = self._size(features, stride)
+            steps = (height // rows, width // columns)
+            grids.append(anchor_grid(shapes.to(features[stride].device), (rows, columns), steps))
+        return grids
+
+    @staticmethod
+    def cell(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+        """Anchors of one cell, centred at the origin, xyxy px, (A, 4); for each ratio the sizes in turn."""
+        return anchor_shapes([(size / ratio**0.5, size * ratio**0.5) for ratio in ratios for size in sizes]).round()
+
+
+def anchor_shapes(sides: Sequence[tuple[float, float]]) -> Tensor:
+    """Boxes of (width, height) px centred at the origin, xyxy px, (A, 4)."""
+    return torch.tensor([[-w / 2, -h / 2, w / 2, h / 2] for w, h in sides])
+
+
+def anchor_grid(shapes: Tensor, size: tuple[int, int], steps: tuple[int, int]) -> Tensor:
+    """Anchors of all cells of a map, row by row, (P·A, 4).
+
+    Args:
+        shapes: of one cell, (A, 4).
+        size: (rows, columns) of the map.
+        steps: px between cells, down and across; cell (i, j) has its reference point at (j·across, i·down).
+    """
+    y = torch.arange(size[0], device=shapes.device, dtype=shapes.dtype) * steps[0]
+    x = torch.arange(size[1], device=shapes.device, dtype=shapes.dtype) * steps[1]
     y, x = torch.meshgrid(y, x, indexing="ij")
     centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)  # (P, 1, 4)
     return (centres + shapes).reshape(-1, 4)

@@ -10,8 +10,10 @@ __all__ = ["RECIPES", "DataOptions", "Recipe", "Stage", "find_recipe", "parse_re
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "faster-rcnn-r50-fpn": mask_rcnn.faster_rcnn_r50_fpn,
+    "faster-rcnn-r50-fpn-torchvision": mask_rcnn.faster_rcnn_r50_fpn_torchvision,
     "faster-rcnn-small": mask_rcnn.faster_rcnn_small,
     "mask-rcnn-r50-fpn": mask_rcnn.mask_rcnn_r50_fpn,
+    "mask-rcnn-r50-fpn-torchvision": mask_rcnn.mask_rcnn_r50_fpn_torchvision,
     "mask-rcnn-r101-fpn": mask_rcnn.mask_rcnn_r101_fpn,
     "mask-rcnn-small": mask_rcnn.mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn.mask_rcnn_x101_fpn,

@@ -151,6 +151,21 @@ def read_recipe(path: Path) -> Recipe:
         raise ValueError(f"{path}: not a recipe: {error}") from None
 
 
+def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """Values by name from texts like "short_px=640".
+
+    Raises:
+        ValueError: a text without an equals sign, or whose value is not YAML.
+    """
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"got --set {text!r}, expected name=value, for example short_px=640")
+        values[name.strip()] = _parse(value, text)
+    return values
+
+
 def _parse(text: str, change: str) -> Any:
     """A value as YAML reads it, and 1e-3 as a number."""
     try:

@@ -157,11 +157,16 @@ def open_model(path: Path, arguments: Mapping[str, Any] | None = None) -> tuple[
     spec = replace(system.input, intensity=card.input.intensity) if arguments else card.input
     system.input = spec
     card = replace(card, arguments={**card.arguments, **(arguments or {})}, input=spec)
-    _load_strictly(system, tensors, file)
+    load_strictly(system, tensors, file)
     return system, card
 
 
-def _load_strictly(system: System, tensors: Mapping[str, Tensor], file: Path) -> None:
+def load_strictly(system: System, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Fill a network with exactly its weights.
+
+    Raises:
+        ValueError: names missing, unexpected, or of another shape.
+    """
     expected = system.state_dict()
     wrong = [f"missing {name}" for name in expected if name not in tensors]
     wrong += [f"unexpected {name}" for name in tensors if name not in expected]

@@ -21,7 +21,8 @@ from maskwright.structures.instances import Instances
 class ResizeRule:
     """Scale so that the short side is `short_px`, unless the long side would exceed `long_px`; None keeps the size.
 
-    `rounding` decides fractional sides: "half_up" is int(x + 0.5) (detectron2), "floor" is torchvision's.
+    `rounding` decides fractional sides: "half_up" is int(x + 0.5) (detectron2); "floor" is torchvision's, which makes 799 of
+    800 where the division's last bit says so.
     """
 
     short_px: int | None
@@ -38,7 +39,7 @@ class ResizeRule:
     def size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) in the input frame; no side vanishes."""
         factor = self.scale(image_size)
-        offset = 0.5 if self.rounding == "half_up" else 1e-9  # 800 must not become 799 by the division's last bit
+        offset = 0.5 if self.rounding == "half_up" else 0.0
         return max(1, int(image_size[0] * factor + offset)), max(1, int(image_size[1] * factor + offset))
 
 

@@ -309,6 +309,24 @@ class Masks:
         on = masks.buffer[torch.where(inside, index, 0)] * inside  # (R, M·samples, M·samples)
         return on.reshape(len(boxes), side, samples, side, samples).to(torch.float32).mean(dim=(2, 4))
 
+    def padded_crops(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
+        """Bitmaps of some rows at the top left of a common size, bool (R, h, w); windows must not exceed it.
+
+        Args:
+            rows: int64 (R,).
+            size: (h, w), px.
+        """
+        masks = self if not self.is_runs.any() else self._expanded(rows)
+        windows = masks.windows[rows].long()
+        y = torch.arange(size[0], device=masks.device)[None, :, None]
+        x = torch.arange(size[1], device=masks.device)[None, None, :]
+        width, height = (windows[:, 2:] - windows[:, :2])[:, :, None, None].unbind(1)
+        inside = (y < height) & (x < width)
+        if len(masks.buffer) == 0:
+            return inside & False
+        index = masks.starts[rows][:, None, None] + y * width + x
+        return masks.buffer[torch.where(inside, index, 0)].to(torch.bool) & inside
+
     def _expanded(self, rows: Tensor) -> Masks:
         """The rows in use as bitmaps, whatever the budget; the others as nothing."""
         used = set(rows.tolist())

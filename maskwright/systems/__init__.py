@@ -13,6 +13,7 @@ from maskwright.systems.mask_rcnn import (
     mask_rcnn_x101_fpn,
 )
 from maskwright.systems.system import Loss, System, Task
+from maskwright.systems.torchvision_rcnn import faster_rcnn_r50_fpn_torchvision, mask_rcnn_r50_fpn_torchvision
 
 __all__ = ["SYSTEMS", "Builder", "Loss", "System", "Task", "find_builder"]
 
@@ -20,8 +21,10 @@ Builder = Callable[..., System]
 
 SYSTEMS: dict[str, Builder] = {
     "faster-rcnn-r50-fpn": faster_rcnn_r50_fpn,
+    "faster-rcnn-r50-fpn-torchvision": faster_rcnn_r50_fpn_torchvision,
     "faster-rcnn-small": faster_rcnn_small,
     "mask-rcnn-r50-fpn": mask_rcnn_r50_fpn,
+    "mask-rcnn-r50-fpn-torchvision": mask_rcnn_r50_fpn_torchvision,
     "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,
     "mask-rcnn-small": mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn_x101_fpn,

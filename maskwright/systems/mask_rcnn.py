@@ -16,7 +16,7 @@ Legend: B images · H, W padded input · A anchors per cell · P cells of a leve
 R RoIs of the batch · C channels · K classes, with the background as the last of K + 1 columns · M mask side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -27,7 +27,7 @@ from maskwright.layers.assignment import BalancedSampler, IouMatcher
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.fpn import FeaturePyramid
-from maskwright.layers.grids import anchor_grid, anchor_shapes
+from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.nms import nms_by_group
 from maskwright.layers.roi import RoiAlign, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks, ResizeRule
@@ -80,8 +80,9 @@ class FasterRCNN(nn.Module):
         roi_sampler: draws the proposals the heads learn from.
         box_head: class and box of a proposal.
         instance_heads: what else is learnt of each object; empty for Faster R-CNN.
-        num_proposals: per image, at inference; never fewer than `max_detections`.
+        num_proposals: per image, at inference, from as many anchors of a level; never fewer than `max_detections`.
         num_training_proposals: per image, before sampling.
+        num_training_candidates: anchors of a level that these are chosen from.
         max_detections: per image.
     """
 
@@ -97,6 +98,7 @@ class FasterRCNN(nn.Module):
         instance_heads: Mapping[str, nn.Module],
         num_proposals: int,
         num_training_proposals: int,
+        num_training_candidates: int,
         max_detections: int,
     ) -> None:
         super().__init__()
@@ -110,6 +112,7 @@ class FasterRCNN(nn.Module):
         self.instance_heads = nn.ModuleDict(instance_heads)
         self.num_proposals = num_proposals
         self.num_training_proposals = num_training_proposals
+        self.num_training_candidates = num_training_candidates
         self.max_detections = max_detections
 
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
@@ -118,8 +121,8 @@ class FasterRCNN(nn.Module):
         features = self.fpn(self.backbone(images.pixels))
         candidates = self.rpn(features)
         losses = self.rpn.loss(candidates, targets, generators)
-        keep = self.num_training_proposals
-        proposals = self.rpn.propose(candidates, images.sizes, per_level=2 * keep, keep=keep)
+        per_level, keep = self.num_training_candidates, self.num_training_proposals
+        proposals = self.rpn.propose(candidates, images.sizes, per_level=per_level, keep=keep)
         sampled = self.roi_sampler([p.boxes for p in proposals], targets, generators)
         losses |= self.box_head.loss(features, sampled)
         for head in self._heads():
@@ -161,55 +164,64 @@ class Candidates(NamedTuple):
     """xyxy px, (P·A, 4) for each level."""
 
 
+MATCH_RPN = IouMatcher(positive=0.7, negative=0.3, rescue_above=0.0)
+SAMPLE_RPN = BalancedSampler(256, positive_fraction=0.5)
+
+
 class RegionProposalNetwork(nn.Module):
     """Objectness and box of every anchor, by one small network slid over all levels.
 
     Args:
         channels: of the features.
-        anchor_sizes: square roots of the anchors' areas, px, for each stride.
-        ratios: height / width of the anchors.
+        anchors: reference boxes of every level.
+        matcher: which anchors hold an object (Faster R-CNN, sec. 3.1.2).
+        sampler: which of them the losses look at (Faster R-CNN, sec. 3.1.3).
+        box_beta: error from which the smooth L1 loss of boxes is linear; 0 is L1.
         nms_iou: overlap above which a proposal suppresses a worse one of its level.
-        num_samples: anchors of an image the losses look at (Faster R-CNN, sec. 3.1.3).
+        min_side_px: proposals must exceed this on both sides.
     """
 
     def __init__(
         self,
         channels: int,
         *,
-        anchor_sizes: Mapping[int, Sequence[float]],
-        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        anchors: PyramidAnchors,
+        matcher: IouMatcher = MATCH_RPN,
+        sampler: BalancedSampler = SAMPLE_RPN,
+        box_beta: float = 0.0,
         nms_iou: float = 0.7,
-        num_samples: int = 256,
+        min_side_px: float = 0.0,
     ) -> None:
         super().__init__()
-        per_cell = len(ratios) * len(next(iter(anchor_sizes.values())))
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.objectness = nn.Conv2d(channels, per_cell, 1)
-        self.deltas = nn.Conv2d(channels, 4 * per_cell, 1)
+        self.objectness = nn.Conv2d(channels, anchors.per_cell, 1)
+        self.deltas = nn.Conv2d(channels, 4 * anchors.per_cell, 1)
         for layer in (self.conv, self.objectness, self.deltas):
             _init_normal(layer, std=0.01)
-        self.shapes = {stride: anchor_shapes(sizes, ratios) for stride, sizes in anchor_sizes.items()}
-        self.nms_iou = nms_iou
+        self.anchors = anchors
         self.coder = BoxCoder()
-        self.matcher = IouMatcher(positive=0.7, negative=0.3, rescue=True)
-        self.sampler = BalancedSampler(num_samples, positive_fraction=0.5)
+        self.matcher = matcher
+        self.sampler = sampler
+        self.box_beta = box_beta
+        self.nms_iou = nms_iou
+        self.min_side_px = min_side_px
 
     def forward(self, features: Features) -> Candidates:
         """Objectness and deltas of every anchor of every level."""
-        logits, deltas, anchors = [], [], []
-        for stride, shapes in self.shapes.items():
+        logits, deltas = [], []
+        for stride in self.anchors.shapes:
             hidden = F.relu(self.conv(features[stride]))
-            batch, _, height, width = hidden.shape
+            batch = len(hidden)
             logits.append(_in_float32(self.objectness, hidden).permute(0, 2, 3, 1).reshape(batch, -1))  # (B, P·A)
             deltas.append(_in_float32(self.deltas, hidden).permute(0, 2, 3, 1).reshape(batch, -1, 4))  # (B, P·A, 4)
-            anchors.append(anchor_grid(shapes.to(hidden.device), (height, width), stride))
-        return Candidates(logits, deltas, anchors)
+        return Candidates(logits, deltas, self.anchors(features))
 
     def loss(self, candidates: Candidates, targets: list[Instances], generators: list[torch.Generator]) -> dict[str, Loss]:
-        """Sigmoid cross entropy and L1 over sampled anchors, divided by the samples an image should have (detectron2)."""
+        """Sigmoid cross entropy over sampled anchors and (smooth) L1 over the positives, both divided as the sampler says."""
         anchors = torch.cat(candidates.anchors)
         logits, deltas = torch.cat(candidates.logits, dim=1), torch.cat(candidates.deltas, dim=1)
         objectness, regression = logits.sum() * 0, deltas.sum() * 0  # in the graph even where nothing is sampled
+        count = 0
         for i, (target, generator) in enumerate(zip(targets, generators, strict=True)):
             assignment = self.matcher(anchors, target)
             positives, negatives = self.sampler(assignment.kind, generator)
@@ -218,9 +230,11 @@ class RegionProposalNetwork(nn.Module):
             is_object[: len(positives)] = 1
             objectness = objectness + F.binary_cross_entropy_with_logits(logits[i, sampled], is_object, reduction="sum")
             wanted = self.coder.encode(target.boxes[assignment.target_index[positives]], anchors[positives])
-            regression = regression + F.l1_loss(deltas[i, positives], wanted, reduction="sum")
-        count = logits.new_tensor(self.sampler.count * len(targets))
-        return {"rpn_objectness": Loss(objectness, count), "rpn_box": Loss(regression, count)}
+            error = F.smooth_l1_loss(deltas[i, positives], wanted, beta=self.box_beta, reduction="sum")
+            regression = regression + error
+            count += self.sampler.normalizer(len(sampled))
+        divisor = logits.new_tensor(count)
+        return {"rpn_objectness": Loss(objectness, divisor), "rpn_box": Loss(regression, divisor)}
 
     @torch.no_grad()  # Faster R-CNN, sec. 3.2, approximate joint training: no gradient through the coordinates of proposals
     def propose(self, candidates: Candidates, sizes: list[tuple[int, int]], *, per_level: int, keep: int) -> list[Instances]:
@@ -239,7 +253,7 @@ class RegionProposalNetwork(nn.Module):
         proposals = []
         for i, size in enumerate(sizes):
             clipped = box_functions.clip(all_boxes[i], size)
-            valid = box_functions.is_valid(clipped) & torch.isfinite(all_logits[i])
+            valid = box_functions.is_valid(clipped, min_px=self.min_side_px) & torch.isfinite(all_logits[i])
             image_boxes, image_logits, image_levels = clipped[valid], all_logits[i, valid], all_levels[i, valid]
             kept = nms_by_group(image_boxes, image_logits, image_levels, self.nms_iou)[:keep]
             labels = torch.zeros_like(kept)
@@ -260,7 +274,7 @@ class RoiSampler:
 
     def __init__(self, *, num_classes: int, per_image: int, positive_fraction: float = 0.25) -> None:
         self.num_classes = num_classes
-        self.matcher = IouMatcher(positive=0.5, negative=0.5, rescue=False)
+        self.matcher = IouMatcher(positive=0.5, negative=0.5, rescue_above=None)
         self.sampler = BalancedSampler(per_image, positive_fraction)
 
     def __call__(self, proposals: list[Tensor], targets: list[Instances], generators: list[torch.Generator]) -> SampledRois:
@@ -297,8 +311,10 @@ class BoxHead(nn.Module):
         hidden: units of the two hidden layers.
         num_classes: K.
         pool: RoIAlign to the head's grid.
+        box_beta: error from which the smooth L1 loss of boxes is linear; 0 is L1.
         score_threshold: detections at or below it are dropped before suppression.
         nms_iou: overlap above which a detection suppresses a worse one of its class.
+        min_side_px: detections must exceed this on both sides.
     """
 
     CLASS_ROWS: ClassVar = {"classes.weight": 1, "classes.bias": 1, "deltas.weight": 4, "deltas.bias": 4}
@@ -310,8 +326,10 @@ class BoxHead(nn.Module):
         hidden: int,
         num_classes: int,
         pool: RoiAlign,
+        box_beta: float = 0.0,
         score_threshold: float = 0.05,
         nms_iou: float = 0.5,
+        min_side_px: float = 0.0,
     ) -> None:
         super().__init__()
         self.pool = pool
@@ -325,8 +343,10 @@ class BoxHead(nn.Module):
         _init_normal(self.classes, std=0.01)
         _init_normal(self.deltas, std=0.001)
         self.coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))  # Fast R-CNN's code, BBOX_REG_WEIGHTS
+        self.box_beta = box_beta
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
+        self.min_side_px = min_side_px
 
     def forward(self, features: Features, rois: Rois) -> tuple[Tensor, Tensor]:
         """Class logits (R, K + 1), background last, and deltas (R, K, 4)."""
@@ -335,7 +355,7 @@ class BoxHead(nn.Module):
         return _in_float32(self.classes, hidden), _in_float32(self.deltas, hidden).reshape(len(rois), -1, 4)
 
     def loss(self, features: Features, sampled: SampledRois) -> dict[str, Loss]:
-        """Cross entropy over all RoIs; L1 over the positives, divided by the number of all (Fast R-CNN's code)."""
+        """Cross entropy over all RoIs; (smooth) L1 over the positives, divided by the number of all (Fast R-CNN's code)."""
         logits, deltas = self(features, sampled.rois)
         count = logits.new_tensor(len(sampled.rois))
         positives = sampled.positives
@@ -344,7 +364,7 @@ class BoxHead(nn.Module):
         answered = deltas[rows, sampled.labels[: len(positives)]]
         return {
             "class": Loss(F.cross_entropy(logits, sampled.labels, reduction="sum"), count),
-            "box": Loss(F.l1_loss(answered, wanted, reduction="sum"), count),
+            "box": Loss(F.smooth_l1_loss(answered, wanted, beta=self.box_beta, reduction="sum"), count),
         }
 
     def detect(self, features: Features, proposals: list[Instances], *, keep: int) -> list[Instances]:
@@ -358,7 +378,7 @@ class BoxHead(nn.Module):
             row, label = torch.nonzero(scores > self.score_threshold).unbind(1)
             boxes = self.coder.decode(image_deltas[row, label], proposal.boxes[row])
             boxes = box_functions.clip(boxes, proposal.image_size)
-            valid = box_functions.is_valid(boxes)
+            valid = box_functions.is_valid(boxes, min_px=self.min_side_px)
             boxes, label, score = boxes[valid], label[valid], scores[row, label][valid]
             kept = nms_by_group(boxes, score, label, self.nms_iou)[:keep]
             found.append(Instances(proposal.image_size, boxes=boxes[kept], labels=label[kept], scores=score[kept]))
@@ -368,6 +388,23 @@ class BoxHead(nn.Module):
 # Mask head (Mask R-CNN, sec. 3, mask representation; fig. 4 right)
 
 
+def mask_targets(masks: Masks, boxes: Tensor, rows: Tensor, *, side: int) -> Tensor:
+    """The part of an object's mask inside a RoI, stretched to M×M (Mask R-CNN, sec. 3.1, training).
+
+    A cell is on when the object covers at least half of it.
+
+    Args:
+        masks: objects of an image, input frame.
+        boxes: RoIs of the image, xyxy px (R⁺, 4).
+        rows: the object of each RoI, int64 (R⁺,).
+        side: cells per side of the grid, M.
+
+    Returns:
+        0 or 1, float32 (R⁺, M, M).
+    """
+    return (masks.coverage(boxes, rows, side=side, samples=4) >= 0.5).to(torch.float32)
+
+
 class MaskHead(nn.Module):
     """A mask for each class from four 3×3 convolutions and a deconvolution on 14×14 pooled features.
 
@@ -375,13 +412,25 @@ class MaskHead(nn.Module):
         channels: of the features and of the hidden layers.
         num_classes: K.
         pool: RoIAlign to half the side of the masks.
+        targets: what a RoI's mask should be, like `mask_targets`.
+        lay: lays grids (N, M, M) over boxes (N, 4), like `MaskProbs` itself.
     """
 
     CLASS_ROWS: ClassVar = {"predictor.weight": 1, "predictor.bias": 1}
 
-    def __init__(self, channels: int, *, num_classes: int, pool: RoiAlign) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_classes: int,
+        pool: RoiAlign,
+        targets: Callable[..., Tensor] = mask_targets,
+        lay: Callable[[Tensor, Tensor], MaskProbs] = MaskProbs,
+    ) -> None:
         super().__init__()
         self.pool = pool
+        self.targets = targets
+        self.lay = lay
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
         self.deconv = nn.ConvTranspose2d(channels, channels, 2, stride=2)
         self.predictor = nn.Conv2d(channels, num_classes, 1)
@@ -406,7 +455,7 @@ class MaskHead(nn.Module):
         wanted = []
         for i, (target, rows) in enumerate(zip(targets, sampled.target_rows, strict=True)):
             boxes = rois.boxes[rois.image_index == i]
-            wanted.append(mask_targets(_masks_of(target), boxes, rows, side=side))
+            wanted.append(self.targets(_masks_of(target), boxes, rows, side=side))
         loss = F.binary_cross_entropy_with_logits(logits, torch.cat(wanted), reduction="sum")
         return {"mask": Loss(loss, logits.new_tensor(logits.numel()))}
 
@@ -416,25 +465,9 @@ class MaskHead(nn.Module):
         probs = self(features, rois, labels).sigmoid()
         parts = probs.split([len(d) for d in detections])
         return [
-            d.with_masks(MaskProbs(part, d.boxes).paste(d.image_size).to(d.boxes.device))
+            d.with_masks(self.lay(part, d.boxes).paste(d.image_size).to(d.boxes.device))
             for d, part in zip(detections, parts, strict=True)
         ]
-
-
-def mask_targets(masks: Masks, boxes: Tensor, rows: Tensor, *, side: int) -> Tensor:
-    """The part of an object's mask inside a RoI, stretched to M×M (Mask R-CNN, sec. 3.1, training).
-
-    A cell is on when the object covers at least half of it.
-
-    Args:
-        masks: objects of an image, input frame.
-        boxes: RoIs of the image, xyxy px (R⁺, 4).
-        rows: the object of each RoI, int64 (R⁺,).
-
-    Returns:
-        0 or 1, float32 (R⁺, M, M).
-    """
-    return (masks.coverage(boxes, rows, side=side, samples=4) >= 0.5).to(torch.float32)
 
 
 def _masks_of(target: Instances) -> Masks:
@@ -462,149 +495,103 @@ PIXELS_800 = ResizeRule(short_px=800, long_px=1333)  # Mask R-CNN, sec. 3.1
 ANCHORS_FPN = {4: (32,), 8: (64,), 16: (128,), 32: (256,), 64: (512,)}  # FPN, sec. 4.1
 
 
-def _pyramid_rcnn(
-    backbone: str,
-    *,
-    num_classes: int,
-    has_masks: bool,
-    norm: Literal["frozen", "group"],
-    max_detections: int,
-    num_proposals: int,
-) -> FasterRCNN:
-    """The published sizes: detectron2's R50-FPN and its deeper kin."""
-    strides = (4, 8, 16, 32)
-    body = Backbone(backbone, strides=strides, norm=norm)
-    mask = {"mask": MaskHead(256, num_classes=num_classes, pool=RoiAlign(14, strides=strides))}
-    return FasterRCNN(
-        input=InputSpec(resize=PIXELS_800),
-        backbone=body,
-        fpn=FeaturePyramid(body.channels, channels=256, extra_levels=1),
-        rpn=RegionProposalNetwork(256, anchor_sizes=ANCHORS_FPN),
-        roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
-        box_head=BoxHead(256, hidden=1024, num_classes=num_classes, pool=RoiAlign(7, strides=strides)),
-        instance_heads=mask if has_masks else {},
-        num_proposals=num_proposals,
-        num_training_proposals=1000,
-        max_detections=max_detections,
-    )
+def _pyramid_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
+    """Builder of a published size: detectron2's R50-FPN and its deeper kin."""
+
+    def build(
+        *,
+        num_classes: int,
+        norm: Literal["frozen", "group"] = "frozen",
+        max_detections: int = 100,
+        num_proposals: int = 1000,
+        score_threshold: float = 0.05,
+    ) -> FasterRCNN:
+        strides = (4, 8, 16, 32)
+        body = Backbone(backbone, strides=strides, norm=norm)
+        mask = {"mask": MaskHead(256, num_classes=num_classes, pool=RoiAlign(14, strides=strides))}
+        return FasterRCNN(
+            input=InputSpec(resize=PIXELS_800),
+            backbone=body,
+            fpn=FeaturePyramid(body.channels, channels=256, extra_levels=1),
+            rpn=RegionProposalNetwork(256, anchors=PyramidAnchors(ANCHORS_FPN)),
+            roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
+            box_head=BoxHead(
+                256,
+                hidden=1024,
+                num_classes=num_classes,
+                pool=RoiAlign(7, strides=strides),
+                score_threshold=score_threshold,
+            ),
+            instance_heads=mask if has_masks else {},
+            num_proposals=num_proposals,
+            num_training_proposals=1000,
+            num_training_candidates=2000,
+            max_detections=max_detections,
+        )
+
+    build.__doc__ = summary
+    return build
 
 
-def faster_rcnn_r50_fpn(
-    *,
-    num_classes: int,
-    norm: Literal["frozen", "group"] = "frozen",
-    max_detections: int = 100,
-    num_proposals: int = 1000,
-) -> FasterRCNN:
-    """Faster R-CNN with ResNet-50 and FPN: 41.7 M parameters at 80 classes."""
-    return _pyramid_rcnn(
-        "resnet50",
-        num_classes=num_classes,
-        has_masks=False,
-        norm=norm,
-        max_detections=max_detections,
-        num_proposals=num_proposals,
-    )
+faster_rcnn_r50_fpn = _pyramid_rcnn(
+    "resnet50", has_masks=False, summary="Faster R-CNN with ResNet-50 and FPN: 41.7 M parameters at 80 classes."
+)
+mask_rcnn_r50_fpn = _pyramid_rcnn(
+    "resnet50",
+    has_masks=True,
+    summary="Mask R-CNN with ResNet-50 and FPN: 44.3 M parameters at 80 classes (Mask R-CNN, table 2a).",
+)
+mask_rcnn_r101_fpn = _pyramid_rcnn(
+    "resnet101",
+    has_masks=True,
+    summary="Mask R-CNN with ResNet-101 and FPN: 63.3 M parameters at 80 classes (Mask R-CNN, table 1).",
+)
+mask_rcnn_x101_fpn = _pyramid_rcnn(
+    "resnext101_32x8d",
+    has_masks=True,
+    summary="Mask R-CNN with ResNeXt-101-32×8d and FPN, the released size: 107.4 M parameters at 80 classes.",
+)
 
 
-def mask_rcnn_r50_fpn(
-    *,
-    num_classes: int,
-    norm: Literal["frozen", "group"] = "frozen",
-    max_detections: int = 100,
-    num_proposals: int = 1000,
-) -> FasterRCNN:
-    """Mask R-CNN with ResNet-50 and FPN: 44.3 M parameters at 80 classes (Mask R-CNN, table 2a)."""
-    return _pyramid_rcnn(
-        "resnet50",
-        num_classes=num_classes,
-        has_masks=True,
-        norm=norm,
-        max_detections=max_detections,
-        num_proposals=num_proposals,
-    )
-
-
-def mask_rcnn_r101_fpn(
-    *,
-    num_classes: int,
-    norm: Literal["frozen", "group"] = "frozen",
-    max_detections: int = 100,
-    num_proposals: int = 1000,
-) -> FasterRCNN:
-    """Mask R-CNN with ResNet-101 and FPN: 63.3 M parameters at 80 classes (Mask R-CNN, table 1)."""
-    return _pyramid_rcnn(
-        "resnet101",
-        num_classes=num_classes,
-        has_masks=True,
-        norm=norm,
-        max_detections=max_detections,
-        num_proposals=num_proposals,
-    )
-
-
-def mask_rcnn_x101_fpn(
-    *,
-    num_classes: int,
-    norm: Literal["frozen", "group"] = "frozen",
-    max_detections: int = 100,
-    num_proposals: int = 1000,
-) -> FasterRCNN:
-    """Mask R-CNN with ResNeXt-101-32×8d and FPN, the released size: 107.4 M parameters at 80 classes."""
-    return _pyramid_rcnn(
-        "resnext101_32x8d",
-        num_classes=num_classes,
-        has_masks=True,
-        norm=norm,
-        max_detections=max_detections,
-        num_proposals=num_proposals,
-    )
-
-
-def _small_rcnn(
-    *, num_classes: int, has_masks: bool, max_detections: int, num_proposals: int, short_px: int, long_px: int
-) -> FasterRCNN:
+def _small_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
     """Under 5 M parameters, trained from scratch on a CPU: a ResNet-18 cut after its third stage, P2 to P4 for the heads."""
-    strides = (4, 8, 16)
-    body = Backbone("resnet18", strides=strides, norm="group")
-    mask = {"mask": MaskHead(128, num_classes=num_classes, pool=RoiAlign(14, strides=strides, sampling_ratio=2))}
-    return FasterRCNN(
-        input=InputSpec(resize=ResizeRule(short_px, long_px)),
-        backbone=body,
-        fpn=FeaturePyramid(body.channels, channels=128, extra_levels=2),
-        rpn=RegionProposalNetwork(128, anchor_sizes={4: (24,), 8: (48,), 16: (96,), 32: (192,), 64: (384,)}),
-        roi_sampler=RoiSampler(num_classes=num_classes, per_image=128),
-        box_head=BoxHead(128, hidden=128, num_classes=num_classes, pool=RoiAlign(7, strides=strides, sampling_ratio=2)),
-        instance_heads=mask if has_masks else {},
-        num_proposals=num_proposals,
-        num_training_proposals=500,
-        max_detections=max_detections,
-    )
+
+    def build(
+        *,
+        num_classes: int,
+        max_detections: int = 300,
+        num_proposals: int = 500,
+        score_threshold: float = 0.05,
+        short_px: int = 512,
+        long_px: int = 1024,
+    ) -> FasterRCNN:
+        strides = (4, 8, 16)
+        body = Backbone("resnet18", strides=strides, norm="group")
+        anchors = PyramidAnchors({4: (24,), 8: (48,), 16: (96,), 32: (192,), 64: (384,)})
+        mask = {"mask": MaskHead(128, num_classes=num_classes, pool=RoiAlign(14, strides=strides, sampling_ratio=2))}
+        return FasterRCNN(
+            input=InputSpec(resize=ResizeRule(short_px, long_px)),
+            backbone=body,
+            fpn=FeaturePyramid(body.channels, channels=128, extra_levels=2),
+            rpn=RegionProposalNetwork(128, anchors=anchors),
+            roi_sampler=RoiSampler(num_classes=num_classes, per_image=128),
+            box_head=BoxHead(
+                128,
+                hidden=128,
+                num_classes=num_classes,
+                pool=RoiAlign(7, strides=strides, sampling_ratio=2),
+                score_threshold=score_threshold,
+            ),
+            instance_heads=mask if has_masks else {},
+            num_proposals=num_proposals,
+            num_training_proposals=500,
+            num_training_candidates=1000,
+            max_detections=max_detections,
+        )
+
+    build.__doc__ = summary
+    return build
 
 
-def faster_rcnn_small(
-    *, num_classes: int, max_detections: int = 300, num_proposals: int = 500, short_px: int = 512, long_px: int = 1024
-) -> FasterRCNN:
-    """Faster R-CNN for a CPU and for tests: 4.3 M parameters."""
-    return _small_rcnn(
-        num_classes=num_classes,
-        has_masks=False,
-        max_detections=max_detections,
-        num_proposals=num_proposals,
-        short_px=short_px,
-        long_px=long_px,
-    )
-
-
-def mask_rcnn_small(
-    *, num_classes: int, max_detections: int = 300, num_proposals: int = 500, short_px: int = 512, long_px: int = 1024
-) -> FasterRCNN:
-    """Mask R-CNN for a CPU and for tests: 4.9 M parameters."""
-    return _small_rcnn(
-        num_classes=num_classes,
-        has_masks=True,
-        max_detections=max_detections,
-        num_proposals=num_proposals,
-        short_px=short_px,
-        long_px=long_px,
-    )
+faster_rcnn_small = _small_rcnn(has_masks=False, summary="Faster R-CNN for a CPU and for tests: 4.3 M parameters.")
+mask_rcnn_small = _small_rcnn(has_masks=True, summary="Mask R-CNN for a CPU and for tests: 4.9 M parameters.")

@@ -1,14 +1,12 @@
 """ImageNet weights for a timm backbone."""
 
-import pickle
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import timm
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from maskwright.weights.files import read_state_dict
 
 
 def load_backbone(network: nn.Module, name: str, source: str) -> None:
@@ -25,7 +23,7 @@ def load_backbone(network: nn.Module, name: str, source: str) -> None:
     if source == "timm":
         state = cast(dict[str, Tensor], timm.create_model(name, pretrained=True).state_dict())
     else:
-        state = _read(Path(source))
+        state = read_state_dict(Path(source))
     expected = network.state_dict()
     wrong = [key for key, value in expected.items() if key not in state or state[key].shape != value.shape]
     if wrong:
@@ -34,20 +32,3 @@ def load_backbone(network: nn.Module, name: str, source: str) -> None:
     if any(key.endswith("running_mean") for key in state) and not any(key.endswith("running_mean") for key in expected):
         raise ValueError(f"{source}: made for batch norm, but the network has another norm: leave arguments.norm as it is")
     network.load_state_dict({key: state[key].to(value.dtype) for key, value in expected.items()})
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such weights file")
-    try:
-        data: Any = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as plain weights ({str(error).splitlines()[0]})") from None
-    for key in ("state_dict", "model"):
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data = data[key]
-    if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
-        raise ValueError(f"{path}: holds no table of tensors")
-    return data

@@ -10,7 +10,7 @@ from maskwright.layers.assignment import IGNORED, NEGATIVE, POSITIVE, BalancedSa
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.fpn import FeaturePyramid
-from maskwright.layers.grids import anchor_grid, anchor_shapes
+from maskwright.layers.grids import PyramidAnchors, RoundedAnchors, anchor_grid
 from maskwright.layers.nms import nms_by_group
 from maskwright.layers.norms import GroupNorm, has_frozen_norms
 from maskwright.layers.roi import RoiAlign, Rois, level_of
@@ -20,26 +20,36 @@ from maskwright.structures import Instances
 
 
 def test_anchor_shapes_are_unrounded_and_size_major():
-    cell = anchor_shapes([32], [0.5, 1, 2])
+    cell = PyramidAnchors.cell([32], [0.5, 1, 2])
     expected = [[-22.627, -11.314, 22.627, 11.314], [-16, -16, 16, 16], [-11.314, -22.627, 11.314, 22.627]]  # spec § 5.1
     assert torch.allclose(cell, torch.tensor(expected), atol=1e-3)
-    five = anchor_shapes([32, 64], [0.5, 1, 2])
+    five = PyramidAnchors.cell([32, 64], [0.5, 1, 2])
     areas = (five[:, 2] - five[:, 0]) * (five[:, 3] - five[:, 1])
     assert torch.allclose(areas, torch.tensor([1024.0] * 3 + [4096.0] * 3))
 
 
 def test_anchor_centres_and_counts():
-    grid = anchor_grid(anchor_shapes([64], [0.5, 1, 2]), (2, 3), 8)
+    grid = anchor_grid(PyramidAnchors.cell([64], [0.5, 1, 2]), (2, 3), (8, 8))
     centres = ((grid[:, :2] + grid[:, 2:]) / 2).reshape(2, 3, 3, 2)
     assert centres[0, 0, 0].tolist() == [0, 0]
     assert centres[0, 2, 1].tolist() == [16, 0]
     assert centres[1, 0, 2].tolist() == [0, 8]
-    sides = [(800 // s if 800 % s == 0 else -(-800 // s), -(-1344 // s)) for s in (4, 8, 16, 32, 64)]
-    total = sum(
-        len(anchor_grid(anchor_shapes([8 * s], [0.5, 1, 2]), side, s))
-        for s, side in zip((4, 8, 16, 32, 64), sides, strict=True)
-    )
-    assert total == 268_569  # spec § 4.3
+    anchors = PyramidAnchors({s: (8 * s,) for s in (4, 8, 16, 32, 64)})
+    assert sum(map(len, anchors(levels_of(800, 1344)))) == 268_569  # spec § 4.3
+
+
+def levels_of(height, width):
+    return {s: torch.zeros(1, 1, -(-height // s), -(-width // s)) for s in (4, 8, 16, 32, 64)}
+
+
+def test_rounded_anchors_lie_whole_pixels_apart():
+    anchors = RoundedAnchors({s: (8 * s,) for s in (4, 8, 16, 32, 64)})
+    levels = anchors(levels_of(800, 1344))
+    assert levels[0][:3].tolist() == [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]  # spec § 5.1
+    assert levels[4][:3].tolist() == [[-362, -181, 362, 181], [-256, -256, 256, 256], [-181, -362, 181, 362]]
+    coarsest = (levels[4][:, :2] + levels[4][:, 2:]) / 2
+    assert coarsest[3].tolist() == [64, 0]
+    assert coarsest[3 * 21].tolist() == [0, 61]  # 800 // 13 rows
 
 
 # Box coding
@@ -76,14 +86,14 @@ def targets(rows, crowd=None):
     )
 
 
-RPN = IouMatcher(positive=0.7, negative=0.3, rescue=True)
+RPN = IouMatcher(positive=0.7, negative=0.3, rescue_above=0.0)
 
 
 def test_thresholds_split_candidates():
     candidates = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 2], [50, 50, 60, 60]])
     assignment = RPN(candidates, targets([[0, 0, 10, 10]]))
     assert assignment.kind.tolist() == [POSITIVE, IGNORED, NEGATIVE, NEGATIVE]
-    boundary = IouMatcher(positive=0.5, negative=0.5, rescue=False)(candidates, targets([[0, 0, 10, 10]]))
+    boundary = IouMatcher(positive=0.5, negative=0.5, rescue_above=None)(candidates, targets([[0, 0, 10, 10]]))
     assert boundary.kind.tolist() == [POSITIVE, POSITIVE, NEGATIVE, NEGATIVE]  # 0.5 exactly is positive
 
 
@@ -104,6 +114,9 @@ def test_object_that_overlaps_nothing_makes_nothing_positive():
     candidates = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4], [50, 50, 60, 60]])
     assignment = RPN(candidates, targets([[0, 0, 10, 10], [90, 90, 95, 95]]))  # spec § 5.3, the trap
     assert assignment.kind.tolist() == [POSITIVE, IGNORED, NEGATIVE]
+    as_released = IouMatcher(positive=0.7, negative=0.3, rescue_above=-1.0)
+    assignment = as_released(candidates, targets([[0, 0, 10, 10], [90, 90, 95, 95]]))
+    assert assignment.kind.tolist() == [POSITIVE, POSITIVE, POSITIVE]
 
 
 def test_no_objects_makes_everything_negative():

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.roi import RoiAlign, Rois
 from maskwright.structures import ImageBatch, Instances, Masks
 from maskwright.systems import SYSTEMS, find_builder
@@ -48,7 +49,7 @@ def test_unknown_names_get_a_suggestion():
 
 
 def rpn():
-    return RegionProposalNetwork(4, anchor_sizes={4: (16,), 8: (32,)})
+    return RegionProposalNetwork(4, anchors=PyramidAnchors({4: (16,), 8: (32,)}))
 
 
 def features(batch=1, channels=4):

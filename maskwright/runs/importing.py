@@ -1,0 +1,89 @@
+"""Other people's checkpoints become runs of ours."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maskwright.data.coco import Categories
+from maskwright.data.files import write_json
+from maskwright.runs.checkpoints import ModelCard, all_arguments, build_system, load_strictly, save_model
+from maskwright.weights import torchvision
+from maskwright.weights.files import read_state_dict
+
+_FROM_TORCHVISION = {  # what is asked for → the builder with the parts these weights were trained with
+    "faster-rcnn-r50-fpn": "faster-rcnn-r50-fpn-torchvision",
+    "mask-rcnn-r50-fpn": "mask-rcnn-r50-fpn-torchvision",
+}
+
+
+def import_weights(
+    file: Path,
+    *,
+    system: str,
+    out: Path,
+    classes: Sequence[str] | None = None,
+    norm_eps: float | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> ModelCard:
+    """Make a run of a checkpoint of torchvision's Faster or Mask R-CNN (R50-FPN, first versions), whatever its classes.
+
+    The run records torchvision's own parts, so that it answers as torchvision does. Every row but the background's keeps its
+    number as original id; the rows of COCO also their names.
+
+    Args:
+        file: a .pth or .safetensors file, never executed.
+        system: "mask-rcnn-r50-fpn" or "faster-rcnn-r50-fpn".
+        out: the run folder to make.
+        classes: names of rows 1, 2, …; by default COCO's for 91 rows, else the numbers.
+        norm_eps: of the frozen norms, which no file tells. By default 0 for the files torchvision publishes, recognized by
+            their hash, and 1e-5 for all others; a model fine-tuned from published weights wants 0 as well.
+        arguments: further ones of the builder, for example short_px.
+        say: hears what was decided.
+
+    Raises:
+        ValueError: a file that is not such a checkpoint, with what is missing, left over or of another shape.
+    """
+    by_builder = {builder: builder for builder in _FROM_TORCHVISION.values()}
+    if system not in _FROM_TORCHVISION | by_builder:
+        raise ValueError(f"weights cannot be imported into {system!r} yet: there are {', '.join(_FROM_TORCHVISION)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: the folder is not empty: choose another --out")
+    state = read_state_dict(file)
+    if not torchvision.is_torchvision(state):
+        some = ", ".join(list(state)[:3])
+        raise ValueError(f"{file}: not a checkpoint of torchvision's Faster or Mask R-CNN (it holds {some}, ...)")
+    try:
+        converted = torchvision.convert(state)
+    except ValueError as error:
+        raise ValueError(f"{file}: does not fit {system}: {error}") from None
+    builder = (_FROM_TORCHVISION | by_builder)[system]
+    if converted.has_masks != builder.startswith("mask-"):
+        other = "mask-rcnn-r50-fpn" if converted.has_masks else "faster-rcnn-r50-fpn"
+        raise ValueError(f"{file}: {'has a' if converted.has_masks else 'has no'} mask head: import it with --system {other}")
+    names = torchvision.class_names(converted.num_classes) if classes is None else list(classes)
+    if len(names) != converted.num_classes or len(set(names)) != len(names):
+        raise ValueError(
+            f"{file}: has rows for {converted.num_classes} classes beside the background, got {len(names)} names"
+            f"{'' if len(set(names)) == len(names) else ', some of them twice'}: give each row a name of its own, in order"
+        )
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    is_official = any(digest.startswith(known) for known in torchvision.OFFICIAL)
+    eps = norm_eps if norm_eps is not None else 0.0 if is_official else 1e-5
+    given = {"num_classes": converted.num_classes, "norm_eps": eps, **(arguments or {})}
+    network = build_system(builder, given)
+    load_strictly(network, converted.tensors, file)
+    card = ModelCard(
+        system=builder,
+        arguments=all_arguments(builder, given),
+        categories=Categories(tuple(names), tuple(range(1, converted.num_classes + 1))),
+        input=network.input,
+    )
+    save_model(out / "best", card, network.state_dict())
+    write_json(out / "import.json", {"file": file.name, "sha256": digest, "arguments": card.arguments}, indent=2)
+    how = "as published" if is_official else "the default" if norm_eps is None else "as given"
+    say(f"{builder}: {converted.num_classes} classes, norm eps {eps:g} ({how}), {len(converted.tensors)} tensors")
+    if not is_official and norm_eps is None:
+        say("weights fine-tuned from those torchvision publishes were trained with eps 0: import those with --norm-eps 0")
+    return card
