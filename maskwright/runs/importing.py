@@ -8,6 +8,7 @@ from typing import Any
 from maskwright.data.coco import Categories
 from maskwright.data.files import write_json
 from maskwright.runs.checkpoints import ModelCard, all_arguments, build_system, load_strictly, save_model
+from maskwright.systems import Task
 from maskwright.weights import torchvision
 from maskwright.weights.files import read_state_dict
 
@@ -45,23 +46,13 @@ def import_weights(
     Raises:
         ValueError: a file that is not such a checkpoint, with what is missing, left over or of another shape.
     """
-    by_builder = {builder: builder for builder in _FROM_TORCHVISION.values()}
-    if system not in _FROM_TORCHVISION | by_builder:
+    builders = _FROM_TORCHVISION | {builder: builder for builder in _FROM_TORCHVISION.values()}
+    if system not in builders:
         raise ValueError(f"weights cannot be imported into {system!r} yet: there are {', '.join(_FROM_TORCHVISION)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: the folder is not empty: choose another --out")
-    state = read_state_dict(file)
-    if not torchvision.is_torchvision(state):
-        some = ", ".join(list(state)[:3])
-        raise ValueError(f"{file}: not a checkpoint of torchvision's Faster or Mask R-CNN (it holds {some}, ...)")
-    try:
-        converted = torchvision.convert(state)
-    except ValueError as error:
-        raise ValueError(f"{file}: does not fit {system}: {error}") from None
-    builder = (_FROM_TORCHVISION | by_builder)[system]
-    if converted.has_masks != builder.startswith("mask-"):
-        other = "mask-rcnn-r50-fpn" if converted.has_masks else "faster-rcnn-r50-fpn"
-        raise ValueError(f"{file}: {'has a' if converted.has_masks else 'has no'} mask head: import it with --system {other}")
+    builder = builders[system]
+    converted = _read_torchvision(file, has_masks=build_system(builder, {"num_classes": 1}).task == Task.INSTANCES)
     names = torchvision.class_names(converted.num_classes) if classes is None else list(classes)
     if len(names) != converted.num_classes or len(set(names)) != len(names):
         raise ValueError(
@@ -87,3 +78,19 @@ def import_weights(
     if not is_official and norm_eps is None:
         say("weights fine-tuned from those torchvision publishes were trained with eps 0: import those with --norm-eps 0")
     return card
+
+
+def _read_torchvision(file: Path, *, has_masks: bool) -> torchvision.Converted:
+    """A checkpoint of the network asked for, in our names."""
+    state = read_state_dict(file)
+    if not torchvision.is_torchvision(state):
+        some = ", ".join(list(state)[:3])
+        raise ValueError(f"{file}: not a checkpoint of torchvision's Faster or Mask R-CNN (it holds {some}, ...)")
+    try:
+        converted = torchvision.convert(state)
+    except ValueError as error:
+        raise ValueError(f"{file}: does not fit the network: {error}") from None
+    if converted.has_masks != has_masks:
+        other = "mask-rcnn-r50-fpn" if converted.has_masks else "faster-rcnn-r50-fpn"
+        raise ValueError(f"{file}: {'has a' if converted.has_masks else 'has no'} mask head: import it with --system {other}")
+    return converted

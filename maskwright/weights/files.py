@@ -33,7 +33,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: holds no table of tensors")
     if all(name.startswith("module.") for name in data):
         data = {name.removeprefix("module."): value for name, value in data.items()}
-    return data
+    table: dict[str, Tensor] = data
+    return table
 
 
 def _load_plain(path: Path) -> Any:

@@ -140,8 +140,8 @@ def test_features_proposals_and_head_outputs(theirs, ours, pictures):
 def test_answers_from_image_to_mask(theirs, ours, pictures):
     expected = theirs([p / 255 for p in pictures])
     answers = ours.predict(batch_of(ours, pictures))
-    for a, b, picture in zip(expected, answers, pictures, strict=True):
-        assert len(a["boxes"]) == len(b)
+    for a, answer, picture in zip(expected, answers, pictures, strict=True):
+        assert len(a["boxes"]) == len(answer) >= 20
         same = box_iou(a["boxes"], answer.boxes) * (a["labels"][:, None] - 1 == answer.labels)
         b = answer[same.argmax(dim=1)]
         close(a["boxes"], b.boxes, atol=0.05)
