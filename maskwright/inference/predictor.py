@@ -3,16 +3,19 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import nn
 
 from maskwright.data.coco import Categories
 from maskwright.data.images import read_image
 from maskwright.inference.results import Result
+from maskwright.layers.norms import fold_frozen_norms
+from maskwright.layers.precision import cast_weights
 from maskwright.runs import ModelCard, choose_device, choose_precision, open_model
 from maskwright.structures import ImageBatch, Instances
 from maskwright.systems import System
@@ -52,8 +55,11 @@ class Model:
         self.precision = choose_precision(precision, self.device)
         self.system = system
         self.card = card
-        system.to(self.device)
         system.eval()
+        fold_frozen_norms(cast(nn.Module, system))
+        if self.precision.name == "bfloat16":
+            cast_weights(cast(nn.Module, system), torch.bfloat16)
+        cast(nn.Module, system).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __repr__(self) -> str:
         return f"Model({self.card.system}, {len(self.names)} classes, {self.precision.name} on {self.device})"

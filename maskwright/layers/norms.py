@@ -1,6 +1,7 @@
 """Normalization layers that train with any batch, or not at all."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,25 @@ class GroupNorm(nn.GroupNorm):
         dtype = self.weight.dtype if x.device.type == "cpu" else x.dtype  # only the CPU kernel takes both at once
         with torch.autocast(x.device.type, enabled=False):
             return F.group_norm(x, self.num_groups, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+
+
+def fold_frozen_norms(module: nn.Module) -> None:
+    """Make frozen norms part of the convolutions they follow, for inference: the numbers stay, the passes over memory go.
+
+    A norm belongs to a convolution registered right before it, as in timm's networks.
+    """
+    for parent in module.modules():
+        previous: nn.Module | None = None
+        for name, child in parent.named_children():
+            if isinstance(child, (FrozenBatchNorm2d, FrozenBatchNormAct2d)) and isinstance(previous, nn.Conv2d):
+                norm: Any = child
+                scale: Tensor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+                shift: Tensor = norm.bias - norm.running_mean * scale
+                previous.weight = nn.Parameter(previous.weight * scale[:, None, None, None], requires_grad=False)
+                bias = shift if previous.bias is None else shift + previous.bias * scale
+                previous.bias = nn.Parameter(bias, requires_grad=False)
+                setattr(parent, name, getattr(norm, "act", nn.Identity()))
+            previous = child
 
 
 def has_frozen_norms(modules: Iterable[nn.Module]) -> bool:

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from maskwright.structures import boxes as box_functions
+
+_LOOK_UPS = 8 * 2**20  # feature vectors gathered in one go
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,15 @@ def level_of(boxes: Tensor, strides: Sequence[int], *, tolerance: float = 0.0) -
 class RoiAlign(nn.Module):
     """RoIAlign over a feature pyramid (Mask R-CNN, sec. 3, RoIAlign): nothing is rounded, cells are means of bilinear samples.
 
+    A cell is a weighted sum of feature vectors. Which vectors and with what weights follows from the boxes alone, so that
+    pooling is one look-up in the table of all vectors of a level (`embedding_bag`), with gradients to features and boxes.
+
     Args:
         side: cells per side of the grid, S.
         strides: the levels RoIs are pooled from.
         sampling_ratio: samples per side of a cell; 0 takes one for each input cell.
         aligned: whether a feature lies at the middle of its cell; before detectron2 it lay at the corner, half a cell away,
-            which weights trained so expect.
+            and no RoI was smaller than a cell, which weights trained so expect.
         level_tolerance: see `level_of`.
     """
 
@@ -67,11 +72,11 @@ class RoiAlign(nn.Module):
         level_tolerance: float = 0.0,
     ) -> None:
         super().__init__()
-        self.aligned = aligned
-        self.level_tolerance = level_tolerance
         self.side = side
         self.strides = tuple(strides)
         self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+        self.level_tolerance = level_tolerance
 
     def extra_repr(self) -> str:
         """Numbers for print(module)."""
@@ -83,20 +88,77 @@ class RoiAlign(nn.Module):
     def forward(self, features: Mapping[int, Tensor], rois: Rois) -> Tensor:
         """{stride: (B, C, H_s, W_s)} and R RoIs → float32 (R, C, S, S)."""
         levels = level_of(rois.boxes.detach(), self.strides, tolerance=self.level_tolerance)
-        rows = torch.cat([rois.image_index[:, None].to(rois.boxes), rois.boxes], dim=1)  # (R, 5)
         pooled, places = [], []
-        for stride in self.strides:
-            place = torch.nonzero(levels == stride)[:, 0]
-            places.append(place)
-            pooled.append(
-                roi_align(
-                    features[stride].to(torch.float32),  # no bf16 kernel on the CPU, and coordinates need the bits
-                    rows[place],
-                    (self.side, self.side),
-                    spatial_scale=1 / stride,
-                    sampling_ratio=self.sampling_ratio,
-                    aligned=self.aligned,
-                )
-            )
-        order = torch.argsort(torch.cat(places))
-        return torch.cat(pooled)[order]
+        with torch.autocast(rois.boxes.device.type, enabled=False):
+            for stride in self.strides:
+                rows = torch.nonzero(levels == stride)[:, 0]
+                table = features[stride].permute(0, 2, 3, 1)  # (B, H, W, C)
+                table = table.to(torch.promote_types(table.dtype, torch.float32))
+                for place in self._alike(rois.boxes[rows], stride):
+                    places.append(rows[place])
+                    boxes = rois.boxes[rows[place]] / stride
+                    pooled.append(self._pool(table, boxes, rois.image_index[rows[place]]))
+        channels = features[self.strides[0]].shape[1]
+        if not pooled:
+            return rois.boxes.new_zeros((0, channels, self.side, self.side))
+        cells = torch.cat(pooled)[torch.argsort(torch.cat(places))]  # (R, S·S·C)
+        return cells.reshape(-1, self.side, self.side, channels).permute(0, 3, 1, 2)
+
+    def _alike(self, boxes: Tensor, stride: int) -> list[Tensor]:
+        """Rows of RoIs that take the same number of samples, in groups that fit the memory budget."""
+        samples = self._samples(boxes.detach() / stride)  # (n, 2)
+        kinds, kind_of = torch.unique(samples, dim=0, return_inverse=True)
+        groups: list[Tensor] = []
+        for kind, (down, across) in enumerate(kinds.tolist()):
+            budget = max(1, _LOOK_UPS // (4 * self.side**2 * int(down) * int(across)))
+            groups += torch.split(torch.nonzero(kind_of == kind)[:, 0], budget)
+        return groups
+
+    def _samples(self, boxes: Tensor) -> Tensor:
+        """Samples of a cell, (down, across), of RoIs in feature cells, float32 (n, 2)."""
+        if self.sampling_ratio:
+            return torch.full_like(boxes[:, :2], self.sampling_ratio)
+        return torch.ceil(self._extents(boxes) / self.side).clamp(min=1).flip(1)
+
+    def _extents(self, boxes: Tensor) -> Tensor:
+        """Width and height of RoIs, (n, 2)."""
+        extents = boxes[:, 2:] - boxes[:, :2]
+        return extents if self.aligned else extents.clamp(min=1)
+
+    def _pool(self, table: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
+        """Cells of RoIs, boxes in feature cells (n, 4), that all take the same samples; (n, S·S·C)."""
+        _, height, width, channels = table.shape
+        down, across = self._samples(boxes.detach())[0].long().tolist()
+        starts = boxes[:, :2] - 0.5 if self.aligned else boxes[:, :2]
+        extents = self._extents(boxes)
+        y, weight_y = self._axis(starts[:, 1], extents[:, 1], down, height)  # (n, S, 2·down)
+        x, weight_x = self._axis(starts[:, 0], extents[:, 0], across, width)  # (n, S, 2·across)
+        first = (image_index * (height * width))[:, None, None, None, None]
+        index = first + (y * width)[:, :, None, :, None] + x[:, None, :, None, :]
+        weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+        look_ups = 4 * down * across
+        cells = F.embedding_bag(
+            index.reshape(-1, look_ups),
+            table.reshape(-1, channels),
+            per_sample_weights=weight.reshape(-1, look_ups).to(table.dtype),
+            mode="sum",
+        )
+        return cells.reshape(len(boxes), -1)
+
+    def _axis(self, start: Tensor, extent: Tensor, samples: int, size: int) -> tuple[Tensor, Tensor]:
+        """Feature cells on one axis and their shares in each cell of the grid, int64 and float32, (n, S, 2·samples).
+
+        A sample is shared by the features on both sides of it; one more than a cell outside the map counts nothing.
+        """
+        grid = torch.arange(self.side, device=start.device)[:, None]
+        sample = torch.arange(samples, device=start.device) + 0.5
+        step = (extent / self.side)[:, None, None]
+        position = start[:, None, None] + grid * step + sample * step / samples  # (n, S, samples)
+        share = ((position >= -1) & (position <= size)).to(position.dtype) / samples
+        position = position.clamp(0, size - 1)
+        low = position.detach().floor()
+        fraction = position - low
+        index = low.long()
+        both = torch.stack([index, (index + 1).clamp(max=size - 1)], dim=-1)
+        shares = torch.stack([(1 - fraction) * share, fraction * share], dim=-1)
+        return both.flatten(2), shares.flatten(2)

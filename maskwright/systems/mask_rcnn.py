@@ -29,6 +29,7 @@ from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.fpn import FeaturePyramid
 from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.nms import nms_by_group
+from maskwright.layers.precision import ClassConv1x1, Float32Conv2d, Float32Linear
 from maskwright.layers.roi import RoiAlign, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks, ResizeRule
 from maskwright.structures import boxes as box_functions
@@ -194,8 +195,8 @@ class RegionProposalNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.objectness = nn.Conv2d(channels, anchors.per_cell, 1)
-        self.deltas = nn.Conv2d(channels, 4 * anchors.per_cell, 1)
+        self.objectness = Float32Conv2d(channels, anchors.per_cell, 1)
+        self.deltas = Float32Conv2d(channels, 4 * anchors.per_cell, 1)
         for layer in (self.conv, self.objectness, self.deltas):
             _init_normal(layer, std=0.01)
         self.anchors = anchors
@@ -210,10 +211,10 @@ class RegionProposalNetwork(nn.Module):
         """Objectness and deltas of every anchor of every level."""
         logits, deltas = [], []
         for stride in self.anchors.shapes:
-            hidden = F.relu(self.conv(features[stride]))
+            hidden = F.relu(self.conv(features[stride]), inplace=True)
             batch = len(hidden)
-            logits.append(_in_float32(self.objectness, hidden).permute(0, 2, 3, 1).reshape(batch, -1))  # (B, P·A)
-            deltas.append(_in_float32(self.deltas, hidden).permute(0, 2, 3, 1).reshape(batch, -1, 4))  # (B, P·A, 4)
+            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).reshape(batch, -1))  # (B, P·A)
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(batch, -1, 4))  # (B, P·A, 4)
         return Candidates(logits, deltas, self.anchors(features))
 
     def loss(self, candidates: Candidates, targets: list[Instances], generators: list[torch.Generator]) -> dict[str, Loss]:
@@ -255,7 +256,7 @@ class RegionProposalNetwork(nn.Module):
             clipped = box_functions.clip(all_boxes[i], size)
             valid = box_functions.is_valid(clipped, min_px=self.min_side_px) & torch.isfinite(all_logits[i])
             image_boxes, image_logits, image_levels = clipped[valid], all_logits[i, valid], all_levels[i, valid]
-            kept = nms_by_group(image_boxes, image_logits, image_levels, self.nms_iou)[:keep]
+            kept = nms_by_group(image_boxes, image_logits, image_levels, self.nms_iou, keep=keep)
             labels = torch.zeros_like(kept)
             proposals.append(Instances(size, boxes=image_boxes[kept], labels=labels, scores=image_logits[kept].sigmoid()))
         return proposals
@@ -335,8 +336,8 @@ class BoxHead(nn.Module):
         self.pool = pool
         self.fc1 = nn.Linear(channels * pool.side**2, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
-        self.classes = nn.Linear(hidden, num_classes + 1)
-        self.deltas = nn.Linear(hidden, 4 * num_classes)
+        self.classes = Float32Linear(hidden, num_classes + 1)
+        self.deltas = Float32Linear(hidden, 4 * num_classes)
         for layer in (self.fc1, self.fc2):
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
@@ -351,8 +352,8 @@ class BoxHead(nn.Module):
     def forward(self, features: Features, rois: Rois) -> tuple[Tensor, Tensor]:
         """Class logits (R, K + 1), background last, and deltas (R, K, 4)."""
         pooled = self.pool(features, rois).flatten(1)  # (R, C·7·7)
-        hidden = F.relu(self.fc2(F.relu(self.fc1(pooled))))
-        return _in_float32(self.classes, hidden), _in_float32(self.deltas, hidden).reshape(len(rois), -1, 4)
+        hidden = F.relu(self.fc2(F.relu(self.fc1(pooled), inplace=True)), inplace=True)
+        return self.classes(hidden), self.deltas(hidden).reshape(len(rois), -1, 4)
 
     def loss(self, features: Features, sampled: SampledRois) -> dict[str, Loss]:
         """Cross entropy over all RoIs; (smooth) L1 over the positives, divided by the number of all (Fast R-CNN's code)."""
@@ -380,7 +381,7 @@ class BoxHead(nn.Module):
             boxes = box_functions.clip(boxes, proposal.image_size)
             valid = box_functions.is_valid(boxes, min_px=self.min_side_px)
             boxes, label, score = boxes[valid], label[valid], scores[row, label][valid]
-            kept = nms_by_group(boxes, score, label, self.nms_iou)[:keep]
+            kept = nms_by_group(boxes, score, label, self.nms_iou, keep=keep)
             found.append(Instances(proposal.image_size, boxes=boxes[kept], labels=label[kept], scores=score[kept]))
         return found
 
@@ -433,7 +434,7 @@ class MaskHead(nn.Module):
         self.lay = lay
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
         self.deconv = nn.ConvTranspose2d(channels, channels, 2, stride=2)
-        self.predictor = nn.Conv2d(channels, num_classes, 1)
+        self.predictor = ClassConv1x1(channels, num_classes)
         for layer in (*self.convs, self.deconv):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
@@ -443,9 +444,10 @@ class MaskHead(nn.Module):
         """Mask logits of each RoI for the class it is given, (R, M, M)."""
         hidden = self.pool(features, rois)  # (R, C, M / 2, M / 2)
         for conv in self.convs:
-            hidden = F.relu(conv(hidden))
-        logits = _in_float32(self.predictor, F.relu(self.deconv(hidden)))  # (R, K, M, M)
-        return logits[torch.arange(len(labels), device=labels.device), labels]
+            hidden = F.relu(conv(hidden), inplace=True)
+        hidden = F.relu(self.deconv(hidden), inplace=True)
+        logits: Tensor = self.predictor(hidden, labels)
+        return logits
 
     def loss(self, features: Features, sampled: SampledRois, targets: list[Instances]) -> dict[str, Loss]:
         """Sigmoid cross entropy per pixel on the mask of the object's class alone: classes do not compete."""
@@ -474,13 +476,6 @@ def _masks_of(target: Instances) -> Masks:
     if target.masks is None:
         raise ValueError("the targets have no masks: train a box system such as faster-rcnn-small, or add segmentations")
     return target.masks
-
-
-def _in_float32(layer: nn.Module, x: Tensor) -> Tensor:
-    """A last layer, whose answers are scores and coordinates, outside autocast."""
-    with torch.autocast(x.device.type, enabled=False):
-        answer: Tensor = layer(x.to(torch.float32))
-    return answer
 
 
 def _init_normal(layer: nn.Conv2d | nn.Linear, *, std: float) -> None:
