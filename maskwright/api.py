@@ -15,10 +15,10 @@ from maskwright.data.loader import evaluation_batches
 from maskwright.evaluation import DetectionMetrics, default_limits, detect, evaluate_detections
 from maskwright.evaluation.detection import COCO_LIMITS
 from maskwright.inference import Model, load
-from maskwright.inference.progress import counted
 from maskwright.inference.writer import predict_files as predict
 from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.recipes.recipe import read_recipe
+from maskwright.runs.progress import shown
 from maskwright.systems import SYSTEMS, Task
 from maskwright.training import train as train_recipe
 
@@ -134,9 +134,9 @@ def evaluate(
     limits = default_limits(model.system.max_detections) if max_detections is None else max_detections
     limit = max(limits)
     batches = evaluation_batches(dataset, spec=model.system.input, batch_size=4)
-    with counted(console, "evaluate", len(dataset)) as done:
+    with shown(console, "evaluate", total=len(dataset)) as bar:
         results = detect(
-            lambda batch: model.detect(batch, max_detections=limit), batches, categories, device=model.device, done=done
+            lambda batch: model.detect(batch, max_detections=limit), batches, categories, device=model.device, done=bar.advance
         )
     known = set(dataset.categories.ids)
     results = [entry for entry in results if entry["category_id"] in known]

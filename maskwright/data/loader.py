@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -20,6 +21,17 @@ class Batch:
     targets: list[Instances]
     ids: list[int]
     names: list[str]
+    weight: float = 1.0
+    """0 where a batch has fewer images than parts, and this part shows one that belongs to another."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a training image is found: it differs from epoch to epoch by its augmentation."""
+
+    epoch: int
+    index: int
+    weight: float = 1.0
 
 
 def key_of(seed: int, epoch: int, image_id: int) -> int:
@@ -34,11 +46,18 @@ def prepare(sample: Sample, spec: InputSpec) -> tuple[torch.Tensor, Instances]:
     return pixels, drop_unseen(sample.instances.resize((pixels.shape[1], pixels.shape[2])))
 
 
-Row = tuple[Sample, torch.Tensor, Instances, int]
+class Row(NamedTuple):
+    """A prepared image: its sample, pixels (3, h, w), objects in the input frame, key for random draws, and weight."""
+
+    sample: Sample
+    pixels: torch.Tensor
+    instances: Instances
+    key: int
+    weight: float
 
 
 class TrainingImages(Dataset[Row | str]):
-    """Augmented samples of a data set, addressed by (epoch, index); an image that cannot be read gives its message."""
+    """Augmented samples of a data set; an image that cannot be read gives its message."""
 
     def __init__(self, dataset: CocoDataset, *, spec: InputSpec, transform: Transform, seed: int) -> None:
         self.dataset = dataset
@@ -49,16 +68,15 @@ class TrainingImages(Dataset[Row | str]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, address: tuple[int, int]) -> Row | str:
-        epoch, index = address
+    def __getitem__(self, address: Address) -> Row | str:
         try:  # a worker's exceptions reach the user wrapped in its traceback; a message does not
-            sample = self.dataset.read(index, self.spec.intensity)
+            sample = self.dataset.read(address.index, self.spec.intensity)
         except ValueError as error:
             return str(error)
-        key = key_of(self.seed, epoch, sample.id)
+        key = key_of(self.seed, address.epoch, sample.id)
         sample = self.transform(sample, torch.Generator().manual_seed(key))
         pixels, instances = prepare(sample, self.spec)
-        return sample, pixels, instances, key
+        return Row(sample, pixels, instances, key, address.weight)
 
     def collate(self, answers: Sequence[Row | str]) -> Batch | str:
         """Pad the rows of a batch; or the message of one that could not be read."""
@@ -67,13 +85,18 @@ class TrainingImages(Dataset[Row | str]):
                 return answer
         rows = [answer for answer in answers if not isinstance(answer, str)]
         images = ImageBatch.collate(
-            [pixels for _, pixels, _, _ in rows],
-            original_sizes=[sample.instances.image_size for sample, _, _, _ in rows],
+            [row.pixels for row in rows],
+            original_sizes=[row.sample.instances.image_size for row in rows],
             size_divisor=self.spec.size_divisor,
-            keys=[key for _, _, _, key in rows],
+            keys=[row.key for row in rows],
         )
-        samples = [sample for sample, _, _, _ in rows]
-        return Batch(images, [instances for _, _, instances, _ in rows], [s.id for s in samples], [s.name for s in samples])
+        return Batch(
+            images,
+            [row.instances for row in rows],
+            [row.sample.id for row in rows],
+            [row.sample.name for row in rows],
+            rows[0].weight,
+        )
 
 
 def epoch_batches(dataset: CocoDataset, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -97,21 +120,39 @@ def epoch_batches(dataset: CocoDataset, *, batch_size: int, seed: int, epoch: in
     return [batches[i] for i in order]
 
 
-class _Addresses(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) from a given epoch and batch on, without end."""
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes computes of every batch: its micro-batches, one after the other."""
 
-    def __init__(self, dataset: CocoDataset, *, batch_size: int, seed: int, start: int) -> None:
+    micro_batches: int = 1
+    rank: int = 0
+    processes: int = 1
+
+    def of(self, epoch: int, batch: Sequence[int]) -> Iterator[list[Address]]:
+        """The parts of a batch that fall to this process; where there are too few images, one of another at weight 0."""
+        count = self.micro_batches * self.processes
+        for micro in range(self.micro_batches):
+            part = micro * self.processes + self.rank
+            indices = batch[len(batch) * part // count : len(batch) * (part + 1) // count]
+            yield [Address(epoch, index) for index in indices] or [Address(epoch, batch[0], weight=0.0)]
+
+
+class _Addresses(Sampler[list[Address]]):
+    """One process' share of the batches from a given one on, without end; which images form a batch depends on no process."""
+
+    def __init__(self, dataset: CocoDataset, *, batch_size: int, share: Share, seed: int, start: int) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
+        self.share = share
         self.seed = seed
         self.start = start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Address]]:
         per_epoch = batches_per_epoch(self.dataset, self.batch_size)
         epoch, skip = divmod(self.start, per_epoch)
         while True:
-            for indices in epoch_batches(self.dataset, batch_size=self.batch_size, seed=self.seed, epoch=epoch)[skip:]:
-                yield [(epoch, index) for index in indices]
+            for batch in epoch_batches(self.dataset, batch_size=self.batch_size, seed=self.seed, epoch=epoch)[skip:]:
+                yield from self.share.of(epoch, batch)
             epoch, skip = epoch + 1, 0
 
 
@@ -120,13 +161,15 @@ def batches_per_epoch(dataset: CocoDataset, batch_size: int) -> int:
     return len(epoch_batches(dataset, batch_size=batch_size, seed=0, epoch=0))
 
 
-def training_batches(images: TrainingImages, *, batch_size: int, workers: int, start: int = 0) -> Iterator[Batch]:
-    """Batches without end, beginning with the `start`-th of the run."""
+def training_batches(
+    images: TrainingImages, *, batch_size: int, workers: int, share: Share = Share(), start: int = 0
+) -> Iterator[Batch]:
+    """One process' micro-batches without end, beginning with those of the run's `start`-th batch."""
     if len(images) == 0:
         raise ValueError(f"{images.dataset.path}: there are no images to train on")
     loader = DataLoader(
         images,
-        batch_sampler=_Addresses(images.dataset, batch_size=batch_size, seed=images.seed, start=start),
+        batch_sampler=_Addresses(images.dataset, batch_size=batch_size, share=share, seed=images.seed, start=start),
         num_workers=workers,
         collate_fn=images.collate,
         pin_memory=torch.cuda.is_available(),
@@ -147,8 +190,8 @@ def evaluation_batches(dataset: CocoDataset, *, spec: InputSpec, batch_size: int
     for index in range(len(dataset)):
         size = spec.resize.size(dataset.image_size(index))
         if group and (len(group) == batch_size or size != spec.resize.size(dataset.image_size(group[0]))):
-            yield _or_raise(still.collate([still[0, i] for i in group]))
+            yield _or_raise(still.collate([still[Address(0, i)] for i in group]))
             group = []
         group.append(index)
     if group:
-        yield _or_raise(still.collate([still[0, i] for i in group]))
+        yield _or_raise(still.collate([still[Address(0, i)] for i in group]))

@@ -9,8 +9,8 @@ from rich.console import Console
 from maskwright.data.files import atomic_write, write_json
 from maskwright.data.images import ImageError, list_images
 from maskwright.inference.predictor import Model, load
-from maskwright.inference.progress import counted
 from maskwright.inference.results import CocoFile, Result
+from maskwright.runs.progress import shown
 
 FORMATS = ("coco", "geojson", "png")
 
@@ -65,7 +65,7 @@ def predict_files(
     written: list[Path] = []
     failures: list[str] = []
     try:
-        with counted(console, "predict", len(files)) as count:
+        with shown(console, "predict", total=len(files)) as bar:
             for (path, name), unique in zip(files, names, strict=True):
                 try:
                     result = model.predict(path, threshold=threshold, max_detections=max_detections)
@@ -73,7 +73,7 @@ def predict_files(
                     written += _write(result, out, unique, formats)
                 except ImageError as error:
                     failures.append(str(error))
-                count(1)
+                bar.advance()
     finally:  # whatever ends the loop, what was found so far is not lost
         if "coco" in formats and coco.images:
             write_json(out / "predictions.json", coco.to_dict())

@@ -1,28 +1,29 @@
 """The training loop: one function to read from top to bottom.
 
 A step is: batches → loss terms with their counts → one backward pass for each micro-batch → clipped gradients → optimizer →
-moving average. At the end of an epoch the averaged model is scored on the validation set and saved.
+moving average. At the end of an epoch the averaged model is scored on the validation set and saved. Under torchrun every
+process does its share of each batch and of the validation set, and the first one writes.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from maskwright.data import CocoDataset, open_datasets
 from maskwright.data.coco import Categories
 from maskwright.data.files import read_json, write_json, write_text
-from maskwright.data.loader import Batch, TrainingImages, batches_per_epoch, evaluation_batches, training_batches
+from maskwright.data.loader import Batch, Share, TrainingImages, batches_per_epoch, evaluation_batches, training_batches
 from maskwright.evaluation import DetectionMetrics, contact_sheet, default_limits, detect, draw_instances, evaluate_detections
 from maskwright.evaluation.report import write_report
 from maskwright.layers.backbones import Backbone
@@ -30,12 +31,15 @@ from maskwright.layers.norms import has_frozen_norms
 from maskwright.recipes import Recipe, Stage
 from maskwright.runs import ModelCard, Precision, choose_device, choose_precision, initialize, save_model
 from maskwright.runs.checkpoints import all_arguments, build_system, read_tensors, save_tensors
-from maskwright.systems import System, Task
+from maskwright.runs.progress import shown
+from maskwright.structures import ImageBatch, Instances
+from maskwright.systems import Loss, System, Task
 from maskwright.training.augmentation import augmentation
+from maskwright.training.distributed import Processes, joined, parallel, without_exchange
 from maskwright.training.optimization import build_optimizer, learning_rate_factor, moving_average, set_trainable
 from maskwright.weights import load_backbone
 
-STATE = "training.safetensors"
+STATE, RECIPE, SPLIT, METRICS = "training.safetensors", "recipe.yaml", "split.json", "metrics.jsonl"
 KINDS: dict[Task, list[Literal["bbox", "segm"]]] = {Task.INSTANCES: ["bbox", "segm"], Task.BOXES: ["bbox"]}
 """What a task is scored on; the last decides which model is best."""
 
@@ -52,6 +56,7 @@ class _Run:
     val: CocoDataset
     precision: Precision
     console: Console
+    processes: Processes
     average: AveragedModel | None
     stage: int = 0
     step: int = 0  # of the stage
@@ -89,14 +94,18 @@ def train(
     Raises:
         ValueError: something about the data, the recipe or the folder that the user can mend; or a loss that is not finite.
     """
-    run = _open_run(recipe, out, init=init, resume=resume, device=device, console=console or Console(markup=False))
-    metrics: DetectionMetrics | None = None
-    state = _restore(run) if resume else None
-    while run.stage < len(recipe.stages):
-        metrics = _train_stage(run, recipe.stages[run.stage], state) or metrics
-        run.stage, run.step, state = run.stage + 1, 0, None
-    _write_report(run)
-    return metrics or _evaluate(run)[1][-1]
+    device = choose_device(device)
+    with joined(device) as processes, open(os.devnull, "w", encoding="utf-8") as nowhere:
+        console = (console or Console(markup=False)) if processes.is_first else Console(file=nowhere)
+        run = _open_run(recipe, out, init, resume=resume, device=device, processes=processes, console=console)
+        metrics: DetectionMetrics | None = None
+        state = _restore(run) if resume else None
+        while run.stage < len(recipe.stages):
+            metrics = _train_stage(run, recipe.stages[run.stage], state) or metrics
+            run.stage, run.step, state = run.stage + 1, 0, None
+        if processes.is_first:
+            _write_report(run)
+        return metrics or _evaluate(run)[1][-1]
 
 
 def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> DetectionMetrics | None:
@@ -105,54 +114,56 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
     optimizer = build_optimizer(run.system, stage.optimizer)
     if state is not None:
         _restore_optimizer(optimizer, state)
-    micro_size = stage.batch_size // stage.micro_batches
-    per_epoch = max(1, batches_per_epoch(run.train, micro_size) // stage.micro_batches)
+    network = parallel(run.system, run.processes)
+    share = Share(stage.micro_batches, run.processes.rank, run.processes.count)
+    per_epoch = batches_per_epoch(run.train, stage.batch_size)
     total = max(1, round(stage.epochs * per_epoch))
     transform = augmentation(stage.augment, run.system.input, run.train.keypoint_schema)
     images = TrainingImages(run.train, spec=run.system.input, transform=transform, seed=run.recipe.seed + run.stage)
-    batches = training_batches(images, batch_size=micro_size, workers=run.recipe.workers, start=run.step * stage.micro_batches)
+    batches = training_batches(images, batch_size=stage.batch_size, workers=run.recipe.workers, share=share, start=run.step)
     if run.step == 0:
         _save_last(run, optimizer)  # so that a run can be resumed from its first moment
+        if run.processes.is_first:
+            write_text(run.out / RECIPE, run.recipe.to_yaml())
     metrics = None
-    with _progress(run.console) as progress:
-        task = progress.add_task("train", total=total, completed=run.step, loss="")
+    with shown(run.console, "train", total=total, done=run.step) as bar:
         began = time.monotonic()
         while run.step < total:
             factor = learning_rate_factor(stage.schedule, run.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = stage.optimizer.lr * factor
-            losses = _step(run, optimizer, list(islice(batches, stage.micro_batches)), stage.optimizer.clip_norm)
+            losses = _step(run, network, optimizer, list(islice(batches, stage.micro_batches)), stage.optimizer.clip_norm)
             run.step += 1
-            progress.update(task, completed=run.step, loss=f"loss {sum(losses.values()):.3f}")
+            bar.advance(note=f"loss {sum(losses.values()):.3f}")
             epoch, within = divmod(run.step, per_epoch)
             if run.step == total or (within == 0 and epoch % run.recipe.evaluate_every == 0):
-                progress.stop()
-                metrics = _report(run, optimizer, epoch=run.step / per_epoch, time_s=time.monotonic() - began)
-                progress.start()
+                with bar.hidden():
+                    metrics = _report(run, optimizer, epoch=run.step / per_epoch, time_s=time.monotonic() - began)
             elif within == 0 or (run.recipe.checkpoint_steps and run.step % run.recipe.checkpoint_steps == 0):
                 _save_last(run, optimizer)
     return metrics
 
 
-def _step(run: _Run, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], clip_norm: float | None) -> dict[str, float]:
+def _step(
+    run: _Run, network: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], clip_norm: float | None
+) -> dict[str, float]:
     """One step of the optimizer over the micro-batches of a batch; the loss terms."""
-    device = run.precision.device
-    moved = [(b.images.to(device), [t.to(device) for t in b.targets]) for b in batches]
-    counts: dict[str, Tensor] = {}
-    if len(moved) > 1:  # the terms' counts over the whole batch are needed before the first backward pass
-        with torch.no_grad(), run.precision.autocast():
-            for images, targets in moved:
-                for name, loss in run.system.loss(images, targets).items():
-                    counts[name] = counts.get(name, torch.zeros_like(loss.count)) + loss.count
-    values: dict[str, float] = {}
+    device, processes = run.precision.device, run.processes
+    moved = [(b.images.to(device), [t.to(device) for t in b.targets], b.weight) for b in batches]
+    counts = _counts(run, moved) if len(moved) > 1 else None
+    sums: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
-    for images, targets in moved:
-        with run.precision.autocast():
-            losses = run.system.loss(images, targets)
-        terms = {name: _mean(loss.total, counts.get(name, loss.count)) for name, loss in losses.items()}
-        torch.autograd.backward(torch.stack(list(terms.values())).sum())
+    for i, (images, targets, weight) in enumerate(moved):
+        with nullcontext() if i == len(moved) - 1 else without_exchange(network):
+            with run.precision.autocast():
+                losses: dict[str, Loss] = network(images, targets)
+            counts = counts or processes.sum({name: weight * loss.count for name, loss in losses.items()})
+            terms = {name: _mean(weight * loss.total, counts[name]) for name, loss in losses.items()}
+            whole = torch.stack(list(terms.values())).sum()
+            torch.autograd.backward(whole * processes.count)  # several processes average their gradients
         for name, term in terms.items():
-            values[name] = values.get(name, 0.0) + float(term.detach())
+            sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
+    values = {name: float(value) for name, value in processes.sum(sums).items()}
     learning = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(learning, clip_norm or float("inf"))
     if not all(value == value and abs(value) != float("inf") for value in values.values()) or not torch.isfinite(norm):
@@ -164,6 +175,16 @@ def _step(run: _Run, optimizer: torch.optim.Optimizer, batches: Sequence[Batch],
         run.sums[name] = run.sums.get(name, 0.0) + value
     run.sums["steps"] = run.sums.get("steps", 0.0) + 1
     return values
+
+
+def _counts(run: _Run, batches: Sequence[tuple[ImageBatch, list[Instances], float]]) -> dict[str, Tensor]:
+    """What the terms are divided by over a whole batch, which must be known before its first backward pass."""
+    counts: dict[str, Tensor] = {}
+    with torch.no_grad(), run.precision.autocast():
+        for images, targets, weight in batches:
+            for name, loss in run.system.loss(images, targets).items():
+                counts[name] = counts.get(name, torch.zeros_like(loss.count)) + weight * loss.count
+    return run.processes.sum(counts)
 
 
 def _mean(total: Tensor, count: Tensor) -> Tensor:
@@ -185,27 +206,41 @@ def _not_finite(run: _Run, values: dict[str, float], norm: float, names: Sequenc
 
 def _evaluate(run: _Run) -> tuple[dict[str, float], list[DetectionMetrics]]:
     """Loss terms and metrics of the kept model on the validation set, the metric that decides last."""
-    system, device = run.scored, run.precision.device
+    system, device, processes = run.scored, run.precision.device, run.processes
     system.eval()
     totals: dict[str, list[float]] = {}
     kinds = KINDS[system.task]
-    with torch.inference_mode(), run.precision.autocast(), _progress(run.console) as progress:
-        task = progress.add_task("validate", total=len(run.val), loss="")
+    mine = run.val.subset(range(processes.rank, len(run.val), processes.count))
+    with torch.inference_mode(), run.precision.autocast(), shown(run.console, "validate", total=len(mine)) as bar:
 
         def batches() -> Iterator[Batch]:
-            for batch in evaluation_batches(run.val, spec=system.input, batch_size=4):
+            for batch in evaluation_batches(mine, spec=system.input, batch_size=4):
                 losses = system.loss(batch.images.to(device), [t.to(device) for t in batch.targets])
                 for name, loss in losses.items():
                     total, count = totals.setdefault(name, [0.0, 0.0])
                     totals[name] = [total + float(loss.total), count + float(loss.count)]
                 yield batch
 
-        done = partial(progress.advance, task)
-        results = detect(system.predict, batches(), run.val.categories, device=device, done=done)
-    limits = default_limits(system.max_detections)
-    metrics = [evaluate_detections(run.val, results, kind=kind, max_detections=limits) for kind in kinds]
+        results = detect(system.predict, batches(), run.val.categories, device=device, done=bar.advance)
     system.train()
-    return {name: total / count if count else 0.0 for name, (total, count) in totals.items()}, metrics
+    answer = None
+    if gathered := processes.gather((results, totals)):
+        everything = [entry for part, _ in gathered for entry in part]
+        limits = default_limits(system.max_detections)
+        metrics = [evaluate_detections(run.val, everything, kind=kind, max_detections=limits) for kind in kinds]
+        names = {name for _, part in gathered for name in part}
+        answer = (
+            {name: _share_of_sums([part[name] for _, part in gathered if name in part]) for name in sorted(names)},
+            metrics,
+        )
+    losses, scores = processes.tell(answer)
+    return losses, scores
+
+
+def _share_of_sums(parts: Sequence[Sequence[float]]) -> float:
+    """A loss term from the totals and counts of several processes."""
+    total, count = (sum(part[i] for part in parts) for i in range(2))
+    return total / count if count else 0.0
 
 
 def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float, time_s: float) -> DetectionMetrics:
@@ -217,9 +252,6 @@ def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float, time_s
     score = metrics[-1].ap
     improved = score > run.best
     run.best = max(run.best, score)
-    if improved:
-        save_model(run.out / "best", run.card, run.scored.state_dict())
-    _save_last(run, optimizer)
     line: dict[str, Any] = {
         "stage": run.stage,
         "epoch": round(epoch, 3),
@@ -230,12 +262,16 @@ def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float, time_s
         "val_loss": validation,
         **{m.kind: m.to_dict() for m in metrics},
     }
-    with (run.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    shown = ", ".join(f"{'mask' if m.kind == 'segm' else 'box'} AP {100 * m.ap:.1f} AP50 {100 * m.ap50:.1f}" for m in metrics)
+    if run.processes.is_first:  # what comes last makes the others count; a run killed in between does them again
+        if improved:
+            save_model(run.out / "best", run.card, run.scored.state_dict())
+        with (run.out / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    _save_last(run, optimizer)
+    parts = [f"{'mask' if m.kind == 'segm' else 'box'} AP {100 * m.ap:.1f} AP50 {100 * m.ap50:.1f}" for m in metrics]
     run.console.print(
         f"epoch {epoch:.4g}: loss {sum(training.values()):.3f}, validation loss {sum(validation.values()):.3f}, "
-        f"{shown}{' (best)' if improved else ''}"
+        f"{', '.join(parts)}{' (best)' if improved else ''}"
     )
     return metrics[-1]
 
@@ -262,6 +298,8 @@ def _write_report(run: _Run) -> None:
 
 def _save_last(run: _Run, optimizer: torch.optim.Optimizer) -> None:
     """The kept model, and beside it all that training needs to go on."""
+    if not run.processes.is_first:
+        return
     save_model(run.out / "last", run.card, run.scored.state_dict())
     tensors = {f"model.{name}": tensor for name, tensor in run.system.state_dict().items()}
     if run.average is not None:
@@ -284,7 +322,26 @@ def _restore(run: _Run) -> dict[str, Tensor]:
     run.system.load_state_dict(parts["model"])
     if run.average is not None:
         run.average.load_state_dict(parts["average"])
+    if run.processes.is_first:
+        _tidy(run)
     return parts["optimizer"]
+
+
+def _tidy(run: _Run) -> None:
+    """Remove what a killed run left behind: temporary files, and metrics of steps that are done again."""
+    for temporary in run.out.rglob(".*.tmp"):
+        temporary.unlink()
+    if not (run.out / METRICS).is_file():
+        return
+    kept = []
+    for text in (run.out / METRICS).read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # cut off
+            continue
+        if (line["stage"], line["step"]) <= (run.stage, run.step):
+            kept.append(text)
+    write_text(run.out / METRICS, "".join(f"{text}\n" for text in kept))
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -298,15 +355,25 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
 # Beginning
 
 
-def _open_run(recipe: Recipe, out: Path, *, init: Path | None, resume: bool, device: str, console: Console) -> _Run:
+def _open_run(
+    recipe: Recipe,
+    out: Path,
+    init: Path | None,
+    *,
+    resume: bool,
+    device: str,
+    processes: Processes,
+    console: Console,
+) -> _Run:
     """Check everything that can be checked before the first step, then write the folder."""
     if recipe.data is None:
         raise ValueError("the recipe names no data")
-    if resume and not (out / "last" / STATE).is_file():
-        raise ValueError(f"{out}: there is no checkpoint to resume from: start the run anew without --resume")
-    if not resume and out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out}: the folder is not empty: choose another --out, or go on with --resume")
-    device = choose_device(device)
+    _check_folder(out, resume=resume)
+    for stage in recipe.stages:
+        if stage.batch_size % (stage.micro_batches * processes.count):
+            parts = f"{stage.micro_batches} parts on each of {processes.count} processes"
+            raise ValueError(f"a batch of {stage.batch_size} cannot be computed in {parts}: change batch_size")
+    device = processes.device(device)
     precision = choose_precision(recipe.precision, device)
     train_set, val_set = open_data(recipe)
     arguments = all_arguments(recipe.system, {"num_classes": len(train_set.categories), **recipe.arguments})
@@ -333,16 +400,32 @@ def _open_run(recipe: Recipe, out: Path, *, init: Path | None, resume: bool, dev
         val=val_set,
         precision=precision,
         console=console,
+        processes=processes,
         average=moving_average(system, recipe.ema_decay) if recipe.ema_decay else None,
     )
     split = {"train": train_set.image_ids.tolist(), "val": val_set.image_ids.tolist()}
-    if not resume:
-        write_text(out / "recipe.yaml", recipe.to_yaml())
-        write_json(out / "split.json", split)
-    elif read_json(out / "split.json") != split:
-        raise ValueError(f"{out / 'split.json'}: the images of the data set have changed since the run began: start a new one")
+    processes.tell(None)  # all have looked at the folder before the first one writes
+    if resume and read_json(out / SPLIT) != split:
+        raise ValueError(f"{out / SPLIT}: the images of the data set have changed since the run began: start a new one")
+    if not resume and processes.is_first:
+        write_json(out / SPLIT, split)
     _introduce(run)
     return run
+
+
+def _check_folder(out: Path, *, resume: bool) -> None:
+    """A run begins in a folder without one; recipe.yaml, written after the first checkpoint, says that there is one.
+
+    Raises:
+        ValueError: the folder is not what it should be.
+    """
+    has_run = (out / RECIPE).is_file()
+    if resume and not (has_run and (out / "last" / STATE).is_file()):
+        raise ValueError(f"{out}: there is no checkpoint to resume from: start the run anew without --resume")
+    if not resume and out.exists():
+        unfinished = {SPLIT, "last"} if not has_run else set()  # killed before its first checkpoint was whole
+        if any(path.name not in unfinished and path.suffix != ".tmp" for path in out.iterdir()):
+            raise ValueError(f"{out}: the folder is not empty: choose another --out, or go on with --resume")
 
 
 def open_data(recipe: Recipe) -> tuple[CocoDataset, CocoDataset]:
@@ -394,8 +477,9 @@ def _introduce(run: _Run) -> None:
     count = sum(p.numel() for p in run.system.parameters())
     spec = run.system.input
     short, long = spec.resize.short_px, spec.resize.long_px
+    several = f", {run.processes.count} processes" if run.processes.count > 1 else ""
     run.console.print(
-        f"{run.recipe.system}: {count / 1e6:.2f} M parameters, {run.precision.name} on {run.precision.device}\n"
+        f"{run.recipe.system}: {count / 1e6:.2f} M parameters, {run.precision.name} on {run.precision.device}{several}\n"
         f"data: {len(run.train)} training and {len(run.val)} validation images, {run.train.num_instances} and "
         f"{run.val.num_instances} objects, classes {', '.join(run.train.categories.names)}\n"
         f"input: short side {short} px, long side at most {long} px; images of more than 8 bits: {spec.intensity}",
@@ -404,16 +488,3 @@ def _introduce(run: _Run) -> None:
     for dataset in (run.train, run.val):
         if dataset.problems:
             run.console.print(f"{dataset.path}: {len(dataset.problems)} bad entries left out, the first: {dataset.problems[0]}")
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-        console=console,
-        transient=True,
-    )

@@ -121,7 +121,14 @@ def test_run_killed_in_its_first_step_can_be_resumed(coco_folder, tmp_path, cons
 
 def test_builder_defaults_are_saved_with_the_run(tiny_run):
     arguments = json.loads((tiny_run / "best" / "model.json").read_text())["arguments"]
-    assert arguments == {"num_classes": 2, "max_detections": 20, "num_proposals": 50, "short_px": 64, "long_px": 96}
+    assert arguments == {
+        "num_classes": 2,
+        "max_detections": 20,
+        "num_proposals": 50,
+        "short_px": 64,
+        "long_px": 96,
+        "score_threshold": 0.05,
+    }
 
 
 def test_write_error_at_a_checkpoint_keeps_the_previous_one(coco_folder, tmp_path, console, monkeypatch):

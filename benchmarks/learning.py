@@ -1,0 +1,149 @@
+"""Does our Mask R-CNN learn as well as torchvision's, and does a trained torchvision model answer the same once imported?
+
+    python -m benchmarks.learning --data nuclei --out runs/learning
+
+Runs that are finished are not repeated; one that was stopped goes on.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torchvision.ops import box_iou
+
+from benchmarks.measure import report
+from benchmarks.peers import TorchvisionMaskRCNN, torchvision_r50
+from maskwright.api import evaluate
+from maskwright.data.catalog import open_split
+from maskwright.inference import load
+from maskwright.recipes import DataOptions, Recipe, find_recipe
+from maskwright.runs.checkpoints import find_weights, read_tensors
+from maskwright.runs.importing import import_weights
+from maskwright.training import train
+
+SYSTEMS = {"maskwright": "mask-rcnn-small", "torchvision": "benchmarks.peers:torchvision_small"}
+COMMAND = "python -m benchmarks.learning --data nuclei --out runs/learning"
+
+
+def recipe(system: str, data: Path, *, steps: int, seed: int, short_px: int) -> Recipe:
+    """The small recipe with flips and transposition, for a number of steps."""
+    images = len(open_split(data, "train"))
+    small = find_recipe("mask-rcnn-small")
+    stage = small.stages[0].model_copy(update={"epochs": steps / -(-images // small.stages[0].batch_size)})
+    base = small.model_copy(update={"system": system, "stages": (stage,), "data": DataOptions(path=str(data))})
+    return base.with_changes(
+        [
+            "augment.vertical_flip=0.5",
+            "augment.transpose=0.5",
+            "evaluate_every=1000",
+            f"seed={seed}",
+            f"arguments={{short_px: {short_px}, long_px: {2 * short_px}}}",
+        ]
+    )
+
+
+def trained(folder: Path, plan: Recipe) -> dict[str, dict[str, float]]:
+    """The last line of a run's metrics, after training whatever is left of it."""
+    lines = folder / "metrics.jsonl"
+    if not lines.is_file():
+        train(plan, folder, resume=(folder / "last" / "training.safetensors").is_file(), console=Console(markup=False))
+    line: dict[str, dict[str, float]] = json.loads(lines.read_text().splitlines()[-1])
+    return line
+
+
+def learning(data: Path, out: Path, *, steps: int, seeds: int) -> None:
+    """Train both on every seed and compare their mask AP."""
+    scores: dict[str, list[float]] = {name: [] for name in SYSTEMS}
+    boxes: dict[str, list[float]] = {name: [] for name in SYSTEMS}
+    for seed in range(seeds):
+        for name, system in SYSTEMS.items():
+            line = trained(out / f"{name}-{seed}", recipe(system, data, steps=steps, seed=seed, short_px=512))
+            scores[name].append(100 * line["segm"]["ap"])
+            boxes[name].append(100 * line["bbox"]["ap"])
+    rows = [["", *(f"seed {s}: mask AP" for s in range(seeds)), "mean mask AP", "mean box AP"]]
+    for name, values in scores.items():
+        rows.append(
+            [name, *(f"{v:.2f}" for v in values), f"{statistics.mean(values):.2f}", f"{statistics.mean(boxes[name]):.2f}"]
+        )
+    lead = statistics.mean(scores["maskwright"]) - statistics.mean(scores["torchvision"])
+    notes = (
+        f"{steps} steps of 4 images each, default precision on both sides; maskwright minus torchvision: {lead:+.2f} points."
+    )
+    report("learning", COMMAND, rows, notes)
+
+
+def parity(data: Path, out: Path, *, steps: int) -> None:
+    """Train torchvision's own R50 model, import it, and match the answers of both on real images."""
+    system = "benchmarks.peers:torchvision_r50"
+    folder = out / "torchvision-r50"
+    trained(folder, recipe(system, data, steps=steps, seed=0, short_px=256))
+    theirs: TorchvisionMaskRCNN = torchvision_r50(num_classes=1, short_px=256, long_px=512)
+    tensors, _ = read_tensors(find_weights(folder))
+    theirs.load_state_dict(tensors)
+    theirs.eval()
+    file, imported = folder / "torchvision.pth", out / "imported"
+    torch.save(theirs.model.state_dict(), file)
+    if not (imported / "best").exists():
+        sizes = {"short_px": 256, "long_px": 512}
+        import_weights(file, system="mask-rcnn-r50-fpn", out=imported, classes=["nucleus"], arguments=sizes, say=print)
+    model = load(imported, device="cpu", precision="float32")
+    dataset = open_split(data, "val")
+    num_theirs = num_ours = 0
+    worst = {"box": 0.0, "score": 0.0, "iou": 1.0}
+    wrong = 0
+    for i in range(20):
+        image = dataset.read(i).image
+        with torch.inference_mode():
+            a = theirs.model([image.permute(2, 0, 1) / 255])[0]
+        b = model.predict(image.numpy(), threshold=0.0)
+        num_theirs, num_ours = num_theirs + len(a["boxes"]), num_ours + len(b.boxes)
+        if not len(a["boxes"]):
+            continue
+        match = box_iou(a["boxes"], b.boxes).argmax(dim=1)
+        wrong += int((a["labels"] - 1 != b.labels[match]).sum()) + len(match) - len(match.unique())
+        worst["box"] = max(worst["box"], float((a["boxes"] - b.boxes[match]).abs().max()))
+        worst["score"] = max(worst["score"], float((a["scores"] - b.scores[match]).abs().max()))
+        truth, found = a["masks"][:, 0] > 0.5, b.masks[match].to_dense()
+        union = (truth | found).sum(dim=(1, 2))
+        iou = (truth & found).sum(dim=(1, 2))[union > 0] / union[union > 0]
+        worst["iou"] = min(worst["iou"], float(iou.min()))
+    ap = evaluate(model, data=data, console=Console(markup=False)).metrics["segm"].ap
+    rows = [
+        [
+            "images",
+            "detections, theirs / ours",
+            "wrong class or match",
+            "worst box, px",
+            "worst score",
+            "worst mask IoU",
+            "mask AP",
+        ],
+        [
+            "20",
+            f"{num_theirs} / {num_ours}",
+            str(wrong),
+            f"{worst['box']:.2g}",
+            f"{worst['score']:.2g}",
+            f"{worst['iou']:.4f}",
+            f"{100 * ap:.1f}",
+        ],
+    ]
+    notes = (
+        f"`maskrcnn_resnet50_fpn` trained from scratch for {steps} steps, its state dict through `maskwright import`; float32."
+    )
+    report("parity", COMMAND, rows, notes)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--parity-steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    parity(options.data, options.out, steps=options.parity_steps)
+    learning(options.data, options.out, steps=options.steps, seeds=options.seeds)

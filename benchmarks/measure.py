@@ -1,0 +1,54 @@
+"""Timing within one process, and the tables of README.md."""
+
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+import torch
+import torchvision
+
+README = Path(__file__).with_name("README.md")
+
+
+def seconds(functions: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, float]:
+    """Median time of each function, s; they take turns, so that a machine that changes its pace treats all alike."""
+    for function in functions.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def matmul_rate(dtype: torch.dtype, *, side: int = 2048) -> Callable[[], object]:
+    """A product of two square matrices, 2·side³ operations, to be timed beside what it is compared with."""
+    a = torch.randn(side, side).to(dtype)
+    return lambda: a @ a
+
+
+def machine() -> str:
+    """What the figures were taken on, in a line."""
+    amx = torch.cpu._is_amx_tile_supported()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return (
+        f"{platform.machine()}, {torch.get_num_threads()} threads, bf16 matrix units: {'yes' if amx else 'no'}{gpu}; torch "
+        f"{torch.__version__.split('+')[0]}, torchvision {torchvision.__version__.split('+')[0]}; {date.today().isoformat()}"
+    )
+
+
+def report(name: str, command: str, rows: Sequence[Sequence[str]], notes: str = "") -> None:
+    """Print a table, its first row the header, and put it into its section of README.md."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    body = "\n".join([f"`{command}`", "", *lines, "", *([notes, ""] if notes else []), machine()])
+    print(body)
+    text = README.read_text(encoding="utf-8")
+    section = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.S)
+    README.write_text(section.sub(lambda _: f"\n{body}\n\n", text), encoding="utf-8")

@@ -1,0 +1,123 @@
+"""torchvision's models behind maskwright's contract, so that one loop trains and one evaluator scores both."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
+
+from maskwright.layers.backbones import Backbone
+from maskwright.layers.fpn import FeaturePyramid
+from maskwright.structures import ImageBatch, InputSpec, Instances, Masks, ResizeRule
+from maskwright.systems import Loss, Task
+
+
+class TorchvisionMaskRCNN(nn.Module):
+    """A torchvision Mask R-CNN as a system: its own heads, losses, sampling, post-processing and paste."""
+
+    def __init__(self, model: MaskRCNN, input: InputSpec) -> None:
+        super().__init__()
+        self.model = model
+        self.input = input
+        self.task = Task.INSTANCES
+
+    @property
+    def max_detections(self) -> int:
+        """Objects answered for an image at most."""
+        return int(self.model.roi_heads.detections_per_img)
+
+    @max_detections.setter
+    def max_detections(self, value: int) -> None:
+        self.model.roi_heads.detections_per_img = value
+
+    def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
+        """Their five terms, each a mean already; crowds are left out, as their training script does."""
+        was_training = self.model.training
+        self.model.train()
+        pixels = ImageList(images.pixels, images.sizes)
+        wanted = [self._target(t[~t.crowd], images.pixels.device) for t in targets]
+        features = self.model.backbone(images.pixels)
+        proposals, rpn = self.model.rpn(pixels, features, wanted)
+        _, heads = self.model.roi_heads(features, proposals, images.sizes, wanted)
+        self.model.train(was_training)
+        return {name: Loss(value, value.new_ones(())) for name, value in (rpn | heads).items()}
+
+    def predict(self, images: ImageBatch) -> list[Instances]:
+        """Their detections, and their dense soft masks cut at one half."""
+        self.model.eval()
+        features = self.model.backbone(images.pixels)
+        proposals, _ = self.model.rpn(ImageList(images.pixels, images.sizes), features)
+        found, _ = self.model.roi_heads(features, proposals, images.sizes)
+        found = self.model.transform.postprocess(found, images.sizes, images.original_sizes)
+        return [
+            Instances(
+                size,
+                boxes=f["boxes"].float(),
+                labels=f["labels"] - 1,
+                scores=f["scores"].float(),
+                masks=Masks.from_dense(f["masks"][:, 0] > 0.5),
+            )
+            for f, size in zip(found, images.original_sizes, strict=True)
+        ]
+
+    def class_rows(self) -> dict[str, int]:
+        """Nothing here is started from other classes."""
+        return {}
+
+    @staticmethod
+    def _target(target: Instances, device: torch.device) -> dict[str, Tensor]:
+        assert target.masks is not None
+        masks = target.masks.to_dense().to(torch.uint8).to(device)
+        return {"boxes": target.boxes, "labels": target.labels + 1, "masks": masks}
+
+
+class _Features(nn.Module):
+    """Our backbone and pyramid in the form their model takes."""
+
+    def __init__(self, backbone: Backbone, fpn: FeaturePyramid, channels: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fpn = fpn
+        self.out_channels = channels
+
+    def forward(self, pixels: Tensor) -> Mapping[str, Tensor]:
+        return {str(stride): level for stride, level in self.fpn(self.backbone(pixels)).items()}
+
+
+def torchvision_small(
+    *, num_classes: int, max_detections: int = 300, num_proposals: int = 500, short_px: int = 512, long_px: int = 1024
+) -> TorchvisionMaskRCNN:
+    """The architecture and sizes of mask-rcnn-small, everything after the pyramid torchvision's."""
+    body = Backbone("resnet18", strides=(4, 8, 16), norm="group")
+    features = _Features(body, FeaturePyramid(body.channels, channels=128, extra_levels=2), 128)
+    model = MaskRCNN(
+        features,
+        rpn_anchor_generator=AnchorGenerator(((24,), (48,), (96,), (192,), (384,)), ((0.5, 1.0, 2.0),) * 5),
+        rpn_pre_nms_top_n_train=1000,
+        rpn_post_nms_top_n_train=500,
+        rpn_pre_nms_top_n_test=num_proposals,
+        rpn_post_nms_top_n_test=num_proposals,
+        box_roi_pool=MultiScaleRoIAlign(["4", "8", "16"], 7, 2),
+        box_head=TwoMLPHead(128 * 7 * 7, 128),
+        box_predictor=FastRCNNPredictor(128, num_classes + 1),
+        box_batch_size_per_image=128,
+        box_detections_per_img=max_detections,
+        mask_roi_pool=MultiScaleRoIAlign(["4", "8", "16"], 14, 2),
+        mask_head=MaskRCNNHeads(128, (128,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(128, 128, num_classes + 1),
+    )
+    return TorchvisionMaskRCNN(model, InputSpec(resize=ResizeRule(short_px, long_px)))
+
+
+def torchvision_r50(*, num_classes: int, short_px: int = 800, long_px: int = 1333, **options: Any) -> TorchvisionMaskRCNN:
+    """`maskrcnn_resnet50_fpn` from scratch, its norms trained."""
+    model = maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=num_classes + 1, min_size=short_px, max_size=long_px, **options
+    )
+    return TorchvisionMaskRCNN(model, InputSpec(resize=ResizeRule(short_px, long_px, rounding="floor", antialias=False)))

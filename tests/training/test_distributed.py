@@ -1,0 +1,115 @@
+"""Several processes, or several micro-batches, compute the gradient of one big batch."""
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from maskwright.data.loader import Address, Share
+from maskwright.training import loop, train
+from maskwright.training.distributed import Processes
+from tests.conftest import make_coco, tiny_recipe
+
+WORKER = """
+import io, sys
+from pathlib import Path
+from rich.console import Console
+from maskwright.recipes import read_recipe
+from maskwright.training import train
+train(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), device="cpu", resume=Path(sys.argv[2]).exists(), console=Console())
+"""
+
+
+def torchrun(*arguments, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *map(str, arguments)], check=False, capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+def recipe_of(folder, images, *changes):
+    make_coco(folder, split="train", images=images, size=(64, 64))
+    make_coco(folder, split="val", images=3, size=(64, 64))
+    plain = ["optimizer.kind=sgd", "optimizer.lr=0.01", "optimizer.weight_decay=0", "optimizer.clip_norm=null"]
+    fixed = ["augment.jitter=[1, 1]", "schedule.warmup_steps=0", "ema_decay=0", "batch_size=4"]
+    return tiny_recipe(folder, *plain, *fixed, *changes)
+
+
+def gradients(run):
+    """The first step's: SGD's momentum begins as the gradient."""
+    state = load_file(run / "last" / "training.safetensors")
+    return {name: value for name, value in state.items() if name.endswith("momentum_buffer")}
+
+
+@pytest.mark.parametrize(("images", "micro_batches"), [(4, 1), (3, 2)])  # of three, one of four parts holds none
+def test_processes_and_micro_batches_give_the_gradient_of_one_batch(images, micro_batches, tmp_path, console):
+    recipe = recipe_of(tmp_path / "data", images)
+    train(recipe, tmp_path / "one", device="cpu", console=console)
+    train(recipe.with_changes(["micro_batches=2"]), tmp_path / "micro", device="cpu", console=console)
+    (tmp_path / "worker.py").write_text(WORKER)
+    (tmp_path / "two.yaml").write_text(recipe.with_changes([f"micro_batches={micro_batches}"]).to_yaml())
+    done = torchrun(tmp_path / "worker.py", tmp_path / "two.yaml", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout
+    assert done.stdout.count("epoch 1:") == 1  # one speaks for both
+    expected = gradients(tmp_path / "one")
+    assert len(expected) > 60
+    for name in ("micro", "two"):
+        found = gradients(tmp_path / name)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert float((found[key] - value).norm() / value.norm().clamp(min=1e-6)) <= 1e-5, (name, key)
+    lines = {name: (tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")}
+    assert len(lines["one"]) == len(lines["two"]) == 1
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, console, monkeypatch):
+    recipe = recipe_of(tmp_path / "data", 8, "epochs=2", "checkpoint_steps=1", "evaluate_every=9")
+    train(recipe, tmp_path / "whole", device="cpu", console=console)
+    usual, steps = loop._step, []
+
+    def cut(*arguments):
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        steps.append(1)
+        return usual(*arguments)
+
+    monkeypatch.setattr(loop, "_step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "cut", device="cpu", console=console)
+    (tmp_path / "worker.py").write_text(WORKER)
+    done = torchrun(tmp_path / "worker.py", tmp_path / "cut" / "recipe.yaml", tmp_path / "cut")
+    assert done.returncode == 0, done.stderr
+    whole, cut_run = (load_file(tmp_path / name / "last" / "weights.safetensors") for name in ("whole", "cut"))
+    assert max(float((whole[k] - cut_run[k]).abs().max()) for k in whole) < 1e-5
+
+
+def test_a_batch_must_divide_among_the_processes(tmp_path, console, monkeypatch):
+    monkeypatch.setattr(loop, "joined", lambda device: nullcontext(Processes(0, 2)))
+    with pytest.raises(ValueError, match="a batch of 3 cannot be computed in 1 parts on each of 2 processes"):
+        train(recipe_of(tmp_path / "data", 4, "batch_size=3"), tmp_path / "run", device="cpu", console=console)
+    assert not (tmp_path / "run").exists()
+
+
+def test_shares_cover_a_batch_once():
+    for images, micro, processes in [(8, 2, 2), (5, 1, 2), (3, 2, 2), (1, 1, 4)]:
+        seen = []
+        for rank in range(processes):
+            parts = list(Share(micro, rank, processes).of(7, range(10, 10 + images)))
+            assert len(parts) == micro
+            seen += [a for part in parts for a in part]
+        assert sorted(a.index for a in seen if a.weight) == list(range(10, 10 + images))
+        assert {a for a in seen if not a.weight} <= {Address(7, 10, 0.0)}
+        assert {a.epoch for a in seen} == {7}
+
+
+def test_one_process_needs_no_group():
+    alone = Processes()
+    assert alone.gather(3) == [3]
+    assert alone.tell(4) == 4
+    assert alone.sum({"a": torch.ones(())}) == {"a": 1}

@@ -1,0 +1,143 @@
+"""A run that is killed loses nothing: not a bit, and never the way back."""
+
+import io
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from maskwright.training import loop, train
+from tests.conftest import make_coco, tiny_recipe
+
+KILLING = multiprocessing.get_context("forkserver")
+
+
+def go(recipe, out, kill_at=None):
+    """Start the run or go on with it, in a process that may be killed; at a step, or from outside."""
+    torch.set_num_threads(1)
+    if kill_at is not None:
+        usual = loop._step
+
+        def step(run, *arguments):
+            if run.step == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return usual(run, *arguments)
+
+        loop._step = step
+    train(recipe, out, resume=(out / "recipe.yaml").is_file(), device="cpu", console=Console(file=io.StringIO()))
+
+
+def run_process(recipe, out, *, kill_at=None, kill_after_s=None):
+    """Exit code of a process that trains."""
+    process = KILLING.Process(target=go, args=(recipe, out, kill_at))
+    process.start()
+    if kill_after_s is not None:
+        time.sleep(kill_after_s)
+        process.kill()
+    process.join(300)
+    return process.exitcode
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_once():
+    KILLING.set_forkserver_preload(["tests.training.test_kill"])
+
+
+def recipe_of(folder, *changes):
+    """Twenty steps of two images in two parts."""
+    make_coco(folder, split="train", images=7, size=(64, 64))
+    make_coco(folder, split="val", images=1, size=(64, 64))
+    return tiny_recipe(folder, "epochs=5", "batch_size=2", "micro_batches=2", "ema_decay=0.9", "evaluate_every=3", *changes)
+
+
+def same(a, b):
+    """Everything training goes on from, bit for bit."""
+    first, second = (load_file(run / "last" / loop.STATE) for run in (a, b))
+    lines = [[json.loads(t) | {"time_s": 0} for t in (r / loop.METRICS).read_text().splitlines()] for r in (a, b)]
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first) and lines[0] == lines[1]
+
+
+def test_twenty_steps_equal_seven_a_kill_and_thirteen(tmp_path):
+    recipe = recipe_of(tmp_path / "data", "checkpoint_steps=7", "workers=1")
+    assert run_process(recipe, tmp_path / "whole") == 0
+    assert run_process(recipe, tmp_path / "cut", kill_at=7) == -signal.SIGKILL
+    _, metadata = loop.read_tensors(tmp_path / "cut" / "last" / loop.STATE)
+    assert metadata["training"]["step"] == 7
+    assert metadata["training"]["step"] % 4  # in the middle of an epoch
+    assert run_process(recipe, tmp_path / "cut") == 0
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    images = load_file(tmp_path / "whole" / "best" / "weights.safetensors")
+    assert all(torch.equal(v, images[k]) for k, v in load_file(tmp_path / "cut" / "best" / "weights.safetensors").items())
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_always_goes_on(kills, tmp_path):
+    recipe = recipe_of(tmp_path / "data", "checkpoint_steps=1")
+    if kills > 3:
+        recipe = recipe.with_changes(["epochs=40"])
+    assert run_process(recipe, tmp_path / "whole") == 0
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(kills):
+        code = run_process(recipe, tmp_path / "cut", kill_after_s=moments.uniform(0.2, 2.5))
+        assert code in (0, -signal.SIGKILL)
+        killed += code != 0
+        if code == 0:
+            break
+    assert killed >= min(kills, 3)
+    print(f"killed {killed} times")
+    assert run_process(recipe, tmp_path / "cut") == 0
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert not list((tmp_path / "cut").rglob("*.tmp"))
+
+
+def test_killed_while_a_checkpoint_is_written(tmp_path, coco_folder, console, monkeypatch):
+    """The moment after half a file is on the disk."""
+    recipe = tiny_recipe(coco_folder, "epochs=2", "checkpoint_steps=1", "evaluate_every=9")
+    train(recipe, tmp_path / "whole", device="cpu", console=console)
+    usual = loop.save_tensors
+    calls = []
+
+    class Killed(BaseException):
+        pass
+
+    def half(path, tensors, metadata):
+        calls.append(path)
+        if len(calls) == 3:
+            (path.parent / ".1-half.tmp").write_bytes(b"half")
+            raise Killed
+        usual(path, tensors, metadata)
+
+    monkeypatch.setattr(loop, "save_tensors", half)
+    with pytest.raises(Killed):
+        train(recipe, tmp_path / "cut", device="cpu", console=console)
+    monkeypatch.setattr(loop, "save_tensors", usual)
+    with (tmp_path / "cut" / loop.METRICS).open("a") as file:
+        file.write('{"stage": 0, "step": 99}\n{"stage": 0, "st')
+    train(recipe, tmp_path / "cut", resume=True, device="cpu", console=console)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert not list((tmp_path / "cut").rglob("*.tmp"))
+
+
+def test_killed_before_the_first_checkpoint_the_same_command_starts_anew(tmp_path, coco_folder, console, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def never(*_):
+        raise Killed
+
+    monkeypatch.setattr(loop, "save_tensors", never)
+    with pytest.raises(Killed):
+        train(tiny_recipe(coco_folder), tmp_path / "run", device="cpu", console=console)
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "split.json").is_file()
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+        train(tiny_recipe(coco_folder), tmp_path / "run", resume=True, device="cpu", console=console)
+    train(tiny_recipe(coco_folder), tmp_path / "run", device="cpu", console=console)
