@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any, Literal
 
 import timm
-from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from maskwright.layers.norms import GroupNorm
+from maskwright.layers.norms import GroupNorm, freeze_norms
 
 
 class Backbone(nn.Module):
@@ -32,7 +31,9 @@ class Backbone(nn.Module):
         self.name = name
         self.strides = tuple(strides)
         self.channels = dict(zip(network.feature_info.reduction(), network.feature_info.channels(), strict=True))
-        self.network: nn.Module = freeze_batch_norm_2d(network) if norm == "frozen" else network  # type: ignore[no-untyped-call]
+        self.network: nn.Module = network
+        if norm == "frozen":
+            freeze_norms(network)
 
     def forward(self, pixels: Tensor) -> dict[int, Tensor]:
         """Feature maps by stride."""

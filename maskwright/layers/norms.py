@@ -5,9 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 
 class GroupNorm(nn.GroupNorm):
@@ -27,25 +25,91 @@ class GroupNorm(nn.GroupNorm):
             return F.group_norm(x, self.num_groups, self.weight.to(dtype), self.bias.to(dtype), self.eps)
 
 
-def fold_frozen_norms(module: nn.Module) -> None:
-    """Make frozen norms part of the convolutions they follow, for inference: the numbers stay, the passes over memory go.
+class FrozenNorm(nn.Module):
+    """Batch normalization with fixed statistics and affine numbers, all of them buffers.
 
-    A norm belongs to a convolution registered right before it, as in timm's networks.
+    It belongs to the convolution before it, which applies it (`NormedConv2d`): y = conv(x; w·s) + b, with
+    s = weight / √(running_var + eps) and b = bias - running_mean·s, is conv then norm without a pass over memory for the
+    norm, forwards or backwards.
     """
-    for parent in module.modules():
-        previous: nn.Module | None = None
-        for name, child in parent.named_children():
-            if isinstance(child, (FrozenBatchNorm2d, FrozenBatchNormAct2d)) and isinstance(previous, nn.Conv2d):
-                norm: Any = child
-                scale: Tensor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-                shift: Tensor = norm.bias - norm.running_mean * scale
-                previous.weight = nn.Parameter(previous.weight * scale[:, None, None, None], requires_grad=False)
-                bias = shift if previous.bias is None else shift + previous.bias * scale
-                previous.bias = nn.Parameter(bias, requires_grad=False)
-                setattr(parent, name, getattr(norm, "act", nn.Identity()))
-            previous = child
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name).detach().clone())
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """s and b, each (C,)."""
+        weight, bias, mean, variance = (self.get_buffer(n) for n in ("weight", "bias", "running_mean", "running_var"))
+        scale: Tensor = weight * (variance + self.eps).rsqrt()
+        return scale, bias - mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Nothing is left to do."""
+        return x
+
+
+class NormedConv2d(nn.Module):
+    """A convolution without bias, and the frozen norm that follows it."""
+
+    def __init__(self, conv: nn.Conv2d, norm: FrozenNorm) -> None:
+        super().__init__()
+        self.weight = conv.weight
+        self.geometry: dict[str, Any] = {key: getattr(conv, key) for key in ("stride", "padding", "dilation", "groups")}
+        self._norm = (norm,)  # in a tuple: it stays a child of the network, under the name that weight files know
+
+    def extra_repr(self) -> str:
+        """Numbers for print(module)."""
+        return f"{tuple(self.weight.shape)}, {self.geometry}"
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution that does both."""
+        scale, shift = self._norm[0].factors()
+        return self.weight * scale[:, None, None, None], shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), normalized."""
+        return F.conv2d(x, *self.factors(), **self.geometry)
+
+    def folded(self) -> nn.Conv2d:
+        """The same as one convolution, its norm fixed for good."""
+        weight, bias = self.factors()
+        channels = (weight.shape[1] * self.geometry["groups"], weight.shape[0])
+        conv = nn.Conv2d(*channels, (weight.shape[2], weight.shape[3]), **self.geometry)
+        conv.weight = nn.Parameter(weight, requires_grad=False)
+        conv.bias = nn.Parameter(bias, requires_grad=False)
+        return conv
+
+
+def freeze_norms(network: nn.Module) -> None:
+    """Replace batch norms by frozen ones, each applied by the convolution registered right before it, as in timm's networks.
+
+    Raises:
+        ValueError: a batch norm that follows no convolution.
+    """
+    for path, parent in list(network.named_modules()):
+        previous, previous_name = nn.Module(), ""
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                if not isinstance(previous, nn.Conv2d) or previous.bias is not None:
+                    raise ValueError(f"{path}.{name} follows no convolution without bias: the network has no frozen form here")
+                frozen = FrozenNorm(child)
+                setattr(parent, name, frozen)
+                setattr(parent, previous_name, NormedConv2d(previous, frozen))
+            previous, previous_name = child, name
+
+
+def fold_frozen_norms(network: nn.Module) -> None:
+    """Multiply frozen norms into their convolutions for good, for inference."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, NormedConv2d):
+                setattr(parent, name, child.folded())
+            elif isinstance(child, FrozenNorm):
+                setattr(parent, name, nn.Identity())
 
 
 def has_frozen_norms(modules: Iterable[nn.Module]) -> bool:
     """Whether there are norms whose statistics come from pretrained weights."""
-    return any(isinstance(m, (FrozenBatchNorm2d, FrozenBatchNormAct2d)) for m in modules)
+    return any(isinstance(m, FrozenNorm) for m in modules)

@@ -59,7 +59,8 @@ def soft_mask_targets(masks: Masks, boxes: Tensor, rows: Tensor, *, side: int) -
         across = _bin_weights(boxes[chosen, 0], boxes[chosen, 2], x0, w, size=width, bins=side)  # (n, M, w)
         down = _bin_weights(boxes[chosen, 1], boxes[chosen, 3], y0, h, size=height, bins=side)  # (n, M, h)
         pixels = masks.padded_crops(rows[chosen], (h, w)).to(boxes.dtype)  # (n, h, w)
-        targets[chosen] = down @ pixels @ across.transpose(1, 2)
+        with torch.autocast(boxes.device.type, enabled=False):
+            targets[chosen] = down @ pixels @ across.transpose(1, 2)
     return targets
 
 

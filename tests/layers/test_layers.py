@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.fpn import FeaturePyramid
 from maskwright.layers.grids import PyramidAnchors, RoundedAnchors, anchor_grid
 from maskwright.layers.nms import nms_by_group
-from maskwright.layers.norms import GroupNorm, has_frozen_norms
+from maskwright.layers.norms import FrozenNorm, GroupNorm, fold_frozen_norms, freeze_norms, has_frozen_norms
 from maskwright.layers.roi import RoiAlign, Rois, level_of
 from maskwright.structures import Instances
 
@@ -293,6 +294,36 @@ def test_backbone_equals_torchvision_with_its_weights():
             assert torch.allclose(mine[stride], x, atol=1e-4, rtol=1e-4)
     assert ours.channels == {4: 256, 8: 512, 16: 1024, 32: 2048}
     assert has_frozen_norms(ours.modules())
+    before = ours(pixels)
+    names = list(ours.state_dict())
+    assert list(copy.deepcopy(ours).state_dict()) == names
+    fold_frozen_norms(ours)
+    assert not has_frozen_norms(ours.modules())
+    for stride, level in ours(pixels).items():
+        assert torch.allclose(level, before[stride], atol=1e-4)
+
+
+def test_a_frozen_norm_is_the_norm_it_was_and_lets_gradients_through():
+    g = torch.Generator().manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8, eps=0.01), nn.ReLU())
+    for value in plain[1].state_dict().values():
+        if value.is_floating_point():
+            value.copy_(0.5 + torch.rand(value.shape, generator=g))
+    frozen = copy.deepcopy(plain)
+    freeze_norms(frozen)
+    assert frozen.state_dict().keys() == {k for k in plain.state_dict() if "num_batches" not in k}
+    x = torch.randn(2, 3, 9, 7, generator=g)
+    expected, answer = plain.eval()(x), frozen.train()(x)
+    assert torch.allclose(answer, expected, atol=1e-5)
+    answer.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.allclose(frozen[0].weight.grad, plain[0].weight.grad, atol=1e-3)
+    assert [name for name, _ in frozen.named_parameters()] == ["0.weight"]
+    moved = copy.deepcopy(frozen).double()
+    assert torch.allclose(moved(x.double()).float(), expected, atol=1e-5)
+    assert isinstance(frozen[1], FrozenNorm)
+    with pytest.raises(ValueError, match=r"\.1 follows no convolution without bias"):
+        freeze_norms(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
 
 
 def test_frozen_norms_do_not_learn():

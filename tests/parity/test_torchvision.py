@@ -255,7 +255,9 @@ def test_soft_mask_targets_are_roi_align_of_the_whole_mask():
     rows = torch.tensor([0, 1, 2, 3, 4, 4, 0, 1, 2, 3])
     many = boxes.repeat(2, 1)
     expected = project_masks_on_boxes(dense, many, rows, 28)
-    close(expected, soft_mask_targets(Masks.from_dense(dense), many, rows, side=28), atol=1e-5)
+    for autocast in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            close(expected, soft_mask_targets(Masks.from_dense(dense), many, rows, side=28), atol=1e-5)
     assert soft_mask_targets(Masks.empty((4, 4)), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), side=28).shape == (
         0,
         28,

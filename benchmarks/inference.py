@@ -1,0 +1,103 @@
+"""Mask R-CNN R50-FPN from an image to run lengths: ours and torchvision's, the same random weights.
+
+    python -m benchmarks.inference [--run examples/nuclei/weights.safetensors --data nuclei]
+
+With a run and its data, also what the default precision does to AP.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+from benchmarks.measure import matmul_rate, report, seconds
+from maskwright.api import evaluate
+from maskwright.data.coco import Categories
+from maskwright.inference.predictor import Model, load
+from maskwright.runs import ModelCard
+from maskwright.runs.checkpoints import build_system
+from maskwright.weights.torchvision import convert
+
+CLASSES = 90
+SYSTEM = "mask-rcnn-r50-fpn-torchvision"
+
+
+def ours(state: dict[str, torch.Tensor], precision: str) -> Model:
+    """The imported network, with the score threshold at 0."""
+    arguments = {"num_classes": CLASSES, "score_threshold": 0.0}
+    system = build_system(SYSTEM, arguments)
+    system.load_state_dict(convert(state).tensors)
+    categories = Categories(tuple(map(str, range(1, CLASSES + 1))), tuple(range(1, CLASSES + 1)))
+    return Model(system, ModelCard(SYSTEM, arguments, categories, system.input), device="cpu", precision=precision)
+
+
+def speed() -> list[list[str]]:
+    """Time from image to RLE."""
+    torch.manual_seed(0)
+    theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1, box_score_thresh=0.0).eval()
+    models = {"float32": ours(theirs.state_dict(), "float32"), "default": ours(theirs.state_dict(), "auto")}
+    image = np.random.default_rng(0).integers(0, 256, (800, 1066, 3), dtype=np.uint8)
+
+    def torchvision(*, bf16: bool = False) -> object:
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            masks = theirs([torch.from_numpy(image).permute(2, 0, 1) / 255])[0]["masks"]
+        assert len(masks) == 100
+        return [coco_mask.encode(np.asfortranarray(m[0].numpy() > 0.5)) for m in masks]
+
+    def maskwright(model: Model) -> object:
+        masks = model.predict(image, threshold=0.0).masks
+        assert masks is not None
+        assert len(masks) == 100
+        return masks.to_rles()
+
+    with FlopCounterMode(display=False) as counter:
+        maskwright(models["float32"])
+    fp32, bf16 = matmul_rate(torch.float32), matmul_rate(torch.bfloat16)
+    times = seconds(
+        {
+            "torchvision, float32": torchvision,
+            "maskwright, float32": lambda: maskwright(models["float32"]),
+            "torchvision, bf16 autocast": lambda: torchvision(bf16=True),
+            f"maskwright, default ({models['default'].precision.name})": lambda: maskwright(models["default"]),
+            "fp32": fp32,
+            "bf16": bf16,
+        },
+        repeats=7,
+    )
+    per_flop = {name: times.pop(name) / (2 * 2048**3) for name in ("fp32", "bf16")}
+    flops = counter.get_total_flops()
+    base = times["torchvision, float32"]
+    rows = [["", "s an image", "times torchvision float32", "share of the floor"]]
+    for name, value in times.items():
+        floor = flops * per_flop["bf16" if "bf" in name else "fp32"]
+        rows.append([name, f"{value:.3f}", f"{base / value:.2f}", f"{100 * floor / value:.0f} % of {floor:.2f} s"])
+    return [
+        *rows,
+        [f"{flops / 1e9:.0f} GFLOP", "", "", f"{1e-9 / per_flop['fp32']:.0f} and {1e-9 / per_flop['bf16']:.0f} GFLOP/s"],
+    ]
+
+
+def precision_cost(run: Path, data: Path) -> str:
+    """Mask AP of a trained model in float32 and at the default precision."""
+    quiet = Console(quiet=True)
+    ap = {p: 100 * evaluate(load(run, precision=p), data=data, console=quiet).metrics["segm"].ap for p in ("float32", "auto")}
+    return (
+        f"Mask AP of `{run}` on {data.name} val: float32 {ap['float32']:.2f}, default precision {ap['auto']:.2f} "
+        f"({ap['auto'] - ap['float32']:+.2f})."
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--data", type=Path)
+    options = parser.parse_args()
+    notes = precision_cost(options.run, options.data) if options.run and options.data else ""
+    command = "python -m benchmarks.inference"
+    command += f" --run {options.run} --data {options.data.name}" if notes else ""
+    report("inference", command, speed(), notes)
