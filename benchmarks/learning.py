@@ -93,7 +93,7 @@ def parity(data: Path, out: Path, *, steps: int) -> None:
     dataset = open_split(data, "val")
     num_theirs = num_ours = 0
     worst = {"box": 0.0, "score": 0.0, "iou": 1.0}
-    wrong = 0
+    wrong = unlike = 0
     for i in range(20):
         image = dataset.read(i).image
         with torch.inference_mode():
@@ -109,7 +109,7 @@ def parity(data: Path, out: Path, *, steps: int) -> None:
         truth, found = a["masks"][:, 0] > 0.5, b.masks[match].to_dense()
         union = (truth | found).sum(dim=(1, 2))
         iou = (truth & found).sum(dim=(1, 2))[union > 0] / union[union > 0]
-        worst["iou"] = min(worst["iou"], float(iou.min()))
+        worst["iou"], unlike = min(worst["iou"], float(iou.min())), unlike + int((iou < 0.99).sum())
     ap = evaluate(model, data=data, console=Console(markup=False)).metrics["segm"].ap
     rows = [
         [
@@ -119,6 +119,7 @@ def parity(data: Path, out: Path, *, steps: int) -> None:
             "worst box, px",
             "worst score",
             "worst mask IoU",
+            "masks under IoU 0.99",
             "mask AP",
         ],
         [
@@ -128,11 +129,14 @@ def parity(data: Path, out: Path, *, steps: int) -> None:
             f"{worst['box']:.2g}",
             f"{worst['score']:.2g}",
             f"{worst['iou']:.4f}",
+            str(unlike),
             f"{100 * ap:.1f}",
         ],
     ]
     notes = (
-        f"`maskrcnn_resnet50_fpn` trained from scratch for {steps} steps, its state dict through `maskwright import`; float32."
+        f"`maskrcnn_resnet50_fpn` trained from scratch for {steps} steps of 4 images, its state dict through "
+        "`maskwright import`; float32, nuclei val. Where a mask differs, a corner of its enlarged box lay within rounding of "
+        "a whole pixel, to which torchvision's paste cuts it off."
     )
     report("parity", COMMAND, rows, notes)
 
@@ -142,7 +146,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--parity-steps", type=int, default=200)
+    parser.add_argument("--parity-steps", type=int, default=120)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     parity(options.data, options.out, steps=options.parity_steps)

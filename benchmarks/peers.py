@@ -38,19 +38,19 @@ class TorchvisionMaskRCNN(nn.Module):
 
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
         """Their five terms, each a mean already; crowds are left out, as their training script does."""
-        was_training = self.model.training
-        self.model.train()
+        self.model.rpn.train()  # they ask for the mode; the norms of the backbone stay as whoever trains has set them
+        self.model.roi_heads.train()
         pixels = ImageList(images.pixels, images.sizes)
         wanted = [self._target(t[~t.crowd], images.pixels.device) for t in targets]
         features = self.model.backbone(images.pixels)
         proposals, rpn = self.model.rpn(pixels, features, wanted)
         _, heads = self.model.roi_heads(features, proposals, images.sizes, wanted)
-        self.model.train(was_training)
         return {name: Loss(value, value.new_ones(())) for name, value in (rpn | heads).items()}
 
     def predict(self, images: ImageBatch) -> list[Instances]:
         """Their detections, and their dense soft masks cut at one half."""
-        self.model.eval()
+        self.model.rpn.eval()
+        self.model.roi_heads.eval()
         features = self.model.backbone(images.pixels)
         proposals, _ = self.model.rpn(ImageList(images.pixels, images.sizes), features)
         found, _ = self.model.roi_heads(features, proposals, images.sizes)

@@ -163,15 +163,14 @@ class Masks:
     def __getitem__(self, index: Tensor | slice | Sequence[int]) -> Masks:
         """Rows by mask, indices or slice; always a `Masks`."""
         rows = torch.arange(len(self), device=self.device)[index.to(self.device) if isinstance(index, Tensor) else index]
-        lengths = (self.starts[1:] - self.starts[:-1])[rows]
-        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        take = torch.arange(int(starts[-1]), device=self.device)
-        take += torch.repeat_interleave(self.starts[rows] - starts[:-1], lengths)
+        begins, ends = self.starts[:-1][rows], self.starts[1:][rows]
+        # Slices, as an index of every byte would take eight times the memory of the masks.
+        pieces = [self.buffer[a:b] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
         return Masks(
             image_size=self.image_size,
             windows=self.windows[rows],
-            starts=starts,
-            buffer=self.buffer[take],
+            starts=torch.cat([begins.new_zeros(1), (ends - begins).cumsum(0)]),
+            buffer=torch.cat([self.buffer[:0], *pieces]),
             is_runs=self.is_runs[rows],
         )
 
