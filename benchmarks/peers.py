@@ -51,6 +51,7 @@ class TorchvisionMaskRCNN(nn.Module):
         """Their detections, and their dense soft masks cut at one half."""
         self.model.rpn.eval()
         self.model.roi_heads.eval()
+        self.model.transform.eval()
         features = self.model.backbone(images.pixels)
         proposals, _ = self.model.rpn(ImageList(images.pixels, images.sizes), features)
         found, _ = self.model.roi_heads(features, proposals, images.sizes)
@@ -77,6 +78,13 @@ class TorchvisionMaskRCNN(nn.Module):
         return {"boxes": target.boxes, "labels": target.labels + 1, "masks": masks}
 
 
+class _Anchors(AnchorGenerator):
+    """Their anchors in float32: under autocast they follow the features into bf16, which rounds coordinates over 256 px."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        return super().forward(image_list, [f.to(torch.float32) for f in feature_maps])
+
+
 class _Features(nn.Module):
     """Our backbone and pyramid in the form their model takes."""
 
@@ -98,7 +106,7 @@ def torchvision_small(
     features = _Features(body, FeaturePyramid(body.channels, channels=128, extra_levels=2), 128)
     model = MaskRCNN(
         features,
-        rpn_anchor_generator=AnchorGenerator(((24,), (48,), (96,), (192,), (384,)), ((0.5, 1.0, 2.0),) * 5),
+        rpn_anchor_generator=_Anchors(((24,), (48,), (96,), (192,), (384,)), ((0.5, 1.0, 2.0),) * 5),
         rpn_pre_nms_top_n_train=1000,
         rpn_post_nms_top_n_train=500,
         rpn_pre_nms_top_n_test=num_proposals,
@@ -120,4 +128,5 @@ def torchvision_r50(*, num_classes: int, short_px: int = 800, long_px: int = 133
     model = maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=num_classes + 1, min_size=short_px, max_size=long_px, **options
     )
+    model.rpn.anchor_generator = _Anchors(tuple((s,) for s in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5)
     return TorchvisionMaskRCNN(model, InputSpec(resize=ResizeRule(short_px, long_px, rounding="floor", antialias=False)))

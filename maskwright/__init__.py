@@ -8,9 +8,9 @@ result = model.predict("cells.png")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskwright.api import evaluate, load, predict, score, train
+    from maskwright.api import evaluate, import_weights, load, predict, score, train
 
-__all__ = ["evaluate", "load", "predict", "score", "train"]
+__all__ = ["evaluate", "import_weights", "load", "predict", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,11 +18,12 @@ from maskwright.inference import Model, load
 from maskwright.inference.writer import predict_files as predict
 from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.recipes.recipe import read_recipe
+from maskwright.runs.importing import import_weights
 from maskwright.runs.progress import shown
 from maskwright.systems import SYSTEMS, Task
 from maskwright.training import train as train_recipe
 
-__all__ = ["Evaluation", "evaluate", "load", "predict", "score", "train"]
+__all__ = ["Evaluation", "evaluate", "import_weights", "load", "predict", "score", "train"]
 
 
 def train(

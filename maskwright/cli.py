@@ -195,10 +195,10 @@ def import_(
     set_: Annotated[list[str] | None, typer.Option("--set", help="A further argument, like short_px=640.")] = None,
 ) -> None:
     """Make a run of a torchvision checkpoint, which then answers as torchvision does."""
+    from maskwright import api
     from maskwright.recipes.recipe import parse_assignments
-    from maskwright.runs.importing import import_weights
 
-    import_weights(
+    api.import_weights(
         weights,
         system=system,
         out=out,

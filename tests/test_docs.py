@@ -1,5 +1,6 @@
 """What README and docs say is so."""
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import maskwright
 from maskwright.inference import Result
 from maskwright.recipes.recipe import DataOptions, Recipe, Stage
+from maskwright.systems import SYSTEMS
 
 ROOT = Path(maskwright.__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -53,6 +55,7 @@ def test_options_in_commands_exist():
 
 def test_recipe_fields_in_the_docs_exist():
     fields = set(Recipe.model_fields) | set(Stage.model_fields) | set(DataOptions.model_fields)
+    fields |= set(inspect.signature(SYSTEMS["mask-rcnn-r50-fpn-torchvision"]).parameters)  # for `import`
     for page in PAGES:
         for name in re.findall(r"--set \"?([a-z_]+)", page.read_text()):
             assert name in fields | {"name"}, f"{page.name}: {name}"

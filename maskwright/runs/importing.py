@@ -19,10 +19,10 @@ _FROM_TORCHVISION = {  # what is asked for → the builder with the parts these 
 
 
 def import_weights(
-    file: Path,
+    file: str | Path,
     *,
     system: str,
-    out: Path,
+    out: str | Path,
     classes: Sequence[str] | None = None,
     norm_eps: float | None = None,
     arguments: Mapping[str, Any] | None = None,
@@ -46,6 +46,7 @@ def import_weights(
     Raises:
         ValueError: a file that is not such a checkpoint, with what is missing, left over or of another shape.
     """
+    file, out = Path(file), Path(out)
     builders = _FROM_TORCHVISION | {builder: builder for builder in _FROM_TORCHVISION.values()}
     if system not in builders:
         raise ValueError(f"weights cannot be imported into {system!r} yet: there are {', '.join(_FROM_TORCHVISION)}")
@@ -53,12 +54,7 @@ def import_weights(
         raise ValueError(f"{out}: the folder is not empty: choose another --out")
     builder = builders[system]
     converted = _read_torchvision(file, has_masks=build_system(builder, {"num_classes": 1}).task == Task.INSTANCES)
-    names = torchvision.class_names(converted.num_classes) if classes is None else list(classes)
-    if len(names) != converted.num_classes or len(set(names)) != len(names):
-        raise ValueError(
-            f"{file}: has rows for {converted.num_classes} classes beside the background, got {len(names)} names"
-            f"{'' if len(set(names)) == len(names) else ', some of them twice'}: give each row a name of its own, in order"
-        )
+    names = _names(file, converted.num_classes, classes)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     is_official = any(digest.startswith(known) for known in torchvision.OFFICIAL)
     eps = norm_eps if norm_eps is not None else 0.0 if is_official else 1e-5
@@ -68,7 +64,7 @@ def import_weights(
     card = ModelCard(
         system=builder,
         arguments=all_arguments(builder, given),
-        categories=Categories(tuple(names), tuple(range(1, converted.num_classes + 1))),
+        categories=Categories(names, tuple(range(1, converted.num_classes + 1))),
         input=network.input,
     )
     save_model(out / "best", card, network.state_dict())
@@ -78,6 +74,18 @@ def import_weights(
     if not is_official and norm_eps is None:
         say("weights fine-tuned from those torchvision publishes were trained with eps 0: import those with --norm-eps 0")
     return card
+
+
+def _names(file: Path, num_classes: int, given: Sequence[str] | None) -> tuple[str, ...]:
+    """A name for each row beside the background's."""
+    names = torchvision.class_names(num_classes) if given is None else list(given)
+    repeated = "" if len(set(names)) == len(names) else ", some of them twice"
+    if len(names) != num_classes or repeated:
+        raise ValueError(
+            f"{file}: has rows for {num_classes} classes beside the background, got {len(names)} names{repeated}: "
+            "give each row a name of its own, in order"
+        )
+    return tuple(names)
 
 
 def _read_torchvision(file: Path, *, has_masks: bool) -> torchvision.Converted:
