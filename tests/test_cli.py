@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from tests.conftest import EXAMPLES
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "200", "PYTHONWARNINGS": "error::UserWarning:maskwright"}
-    command = [sys.executable, "-c", "from maskwright.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "maskwright", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
@@ -28,7 +30,25 @@ def refused(*arguments: object) -> str:
 def test_help_names_the_verbs():
     done = run("--help")
     assert done.returncode == 0
-    assert all(verb in done.stdout for verb in ("demo", "systems", "train", "evaluate", "predict"))
+    assert all(verb in done.stdout for verb in ("demo", "systems", "train", "evaluate", "predict", "import"))
+
+
+def test_import_makes_a_run_that_predicts(tmp_path):
+    torch.manual_seed(0)
+    torch.save(maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3).state_dict(), tmp_path / "w.pth")
+    given = ("--system", "mask-rcnn-r50-fpn", "--out", tmp_path / "run", "--set", "short_px=64", "--set", "score_threshold=0.0")
+    done = run("import", tmp_path / "w.pth", *given, "--classes", "cat,dog")
+    assert done.returncode == 0, done.stderr
+    assert "2 classes, norm eps 1e-05 (the default)" in done.stdout
+    image = next((EXAMPLES / "images").iterdir())
+    done = run("predict", tmp_path / "run", image, "--out", tmp_path / "pred", "--threshold", "0")
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "pred" / "predictions.json").read_text())
+    assert written["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    assert len(written["annotations"]) == 100
+    other = ("--system", "mask-rcnn-smal", "--out", "x")
+    assert "cannot be imported into 'mask-rcnn-smal' yet" in refused("import", tmp_path / "w.pth", *other)
+    assert "got --set 'short_px'" in refused("import", tmp_path / "w.pth", *given[:2], "--out", "x", "--set", "short_px")
 
 
 def test_systems_lists_all_with_their_parameters():

@@ -46,7 +46,10 @@ def load(
 
 
 class Model:
-    """A system with its classes, on a device."""
+    """A system with its classes, on a device, made fast for prediction: norms folded, weights converted once.
+
+    The system it is given is changed for good and cannot be trained any more.
+    """
 
     def __init__(
         self, system: System, card: ModelCard, *, device: str, precision: Literal["auto", "float32", "bfloat16"]

@@ -50,8 +50,10 @@ def soft_mask_targets(masks: Masks, boxes: Tensor, rows: Tensor, *, side: int) -
     spans = (windows[:, 2:] - windows[:, :2]).long()  # (R, 2): w, h
     order = torch.argsort(spans.prod(dim=1))  # RoIs of one size together, so that little is padded
     targets = boxes.new_zeros((len(boxes), side, side))
-    for part in _chunks(spans[order], _TARGET_PX):
-        chosen = order[part]
+    most = int(spans.amax(dim=0).prod()) if len(spans) else 0
+    for chosen in torch.split(order, max(1, _TARGET_PX // max(1, most))):
+        if len(chosen) == 0:
+            continue
         w, h = (int(v) for v in spans[chosen].amax(dim=0))
         if w == 0 or h == 0:
             continue
@@ -62,17 +64,6 @@ def soft_mask_targets(masks: Masks, boxes: Tensor, rows: Tensor, *, side: int) -
         with torch.autocast(boxes.device.type, enabled=False):
             targets[chosen] = down @ pixels @ across.transpose(1, 2)
     return targets
-
-
-def _chunks(spans: Tensor, budget: int) -> list[slice]:
-    """Stretches of rows, ascending in area, whose padded windows together stay within a budget of pixels."""
-    chunks, start = [], 0
-    sides = torch.cummax(spans, dim=0).values.tolist()
-    for end in range(1, len(spans) + 1):
-        if end == len(spans) or (end + 1 - start) * sides[end][0] * sides[end][1] > budget:
-            chunks.append(slice(start, end))
-            start = end
-    return chunks
 
 
 def _bin_weights(low: Tensor, high: Tensor, first: Tensor, length: int, *, size: int, bins: int) -> Tensor:
