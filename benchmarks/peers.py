@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -85,6 +86,20 @@ class _Anchors(AnchorGenerator):
         return super().forward(image_list, [f.to(torch.float32) for f in feature_maps])
 
 
+class _Coder(BoxCoder):
+    """Their box code, decoding in float32: under autocast proposals, and with them the indices of objects, become bf16."""
+
+    def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
+        return super().decode_single(rel_codes.to(torch.float32), boxes)
+
+
+def _in_float32(model: MaskRCNN) -> MaskRCNN:
+    """Their geometry kept in float32, without which training under bf16 autocast fails."""
+    for part in (model.rpn, model.roi_heads):
+        part.box_coder = _Coder(part.box_coder.weights)
+    return model
+
+
 class _Features(nn.Module):
     """Our backbone and pyramid in the form their model takes."""
 
@@ -120,7 +135,7 @@ def torchvision_small(
         mask_head=MaskRCNNHeads(128, (128,) * 4, 1),
         mask_predictor=MaskRCNNPredictor(128, 128, num_classes + 1),
     )
-    return TorchvisionMaskRCNN(model, InputSpec(resize=ResizeRule(short_px, long_px)))
+    return TorchvisionMaskRCNN(_in_float32(model), InputSpec(resize=ResizeRule(short_px, long_px)))
 
 
 def torchvision_r50(*, num_classes: int, short_px: int = 800, long_px: int = 1333, **options: Any) -> TorchvisionMaskRCNN:
@@ -129,4 +144,5 @@ def torchvision_r50(*, num_classes: int, short_px: int = 800, long_px: int = 133
         weights=None, weights_backbone=None, num_classes=num_classes + 1, min_size=short_px, max_size=long_px, **options
     )
     model.rpn.anchor_generator = _Anchors(tuple((s,) for s in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5)
-    return TorchvisionMaskRCNN(model, InputSpec(resize=ResizeRule(short_px, long_px, rounding="floor", antialias=False)))
+    resize = ResizeRule(short_px, long_px, rounding="floor", antialias=False)
+    return TorchvisionMaskRCNN(_in_float32(model), InputSpec(resize=resize))

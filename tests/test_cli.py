@@ -1,22 +1,15 @@
 """The command line as people use it: in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from tests.conftest import EXAMPLES
-
-
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "200", "PYTHONWARNINGS": "error::UserWarning:maskwright"}
-    command = [sys.executable, "-m", "maskwright", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+from tests.processes import maskwright as run
 
 
 def refused(*arguments: object) -> str:
@@ -28,9 +21,10 @@ def refused(*arguments: object) -> str:
 
 
 def test_help_names_the_verbs():
-    done = run("--help")
-    assert done.returncode == 0
-    assert all(verb in done.stdout for verb in ("demo", "systems", "train", "evaluate", "predict", "import"))
+    command = [sys.executable, "-m", "maskwright", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    verbs = ("demo", "systems", "train", "evaluate", "predict", "import")
+    assert all(verb in done.stdout and verb in run("--help").stdout for verb in verbs)
 
 
 def test_import_makes_a_run_that_predicts(tmp_path):

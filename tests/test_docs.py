@@ -3,8 +3,6 @@
 import inspect
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import maskwright
 from maskwright.inference import Result
 from maskwright.recipes.recipe import DataOptions, Recipe, Stage
 from maskwright.systems import SYSTEMS
+from tests.processes import maskwright as run
 
 ROOT = Path(maskwright.__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -45,8 +44,7 @@ def test_options_in_commands_exist():
             words = shlex.split(line.replace("\\", ""))
             verb = words[1]
             if verb not in helps:
-                command = [sys.executable, "-c", "from maskwright.cli import main; main()", verb, "--help"]
-                helps[verb] = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                helps[verb] = run(verb, "--help").stdout
             for word in words[2:]:
                 if word.startswith("--"):
                     assert word in helps[verb], f"{page.name}: {line}"

@@ -40,6 +40,7 @@ from maskwright.training.optimization import build_optimizer, learning_rate_fact
 from maskwright.weights import load_backbone
 
 STATE, RECIPE, SPLIT, METRICS = "training.safetensors", "recipe.yaml", "split.json", "metrics.jsonl"
+POSITION = ("stage", "step", "best", "time_s", "sums")  # of a run, kept in its checkpoints
 KINDS: dict[Task, list[Literal["bbox", "segm"]]] = {Task.INSTANCES: ["bbox", "segm"], Task.BOXES: ["bbox"]}
 """What a task is scored on; the last decides which model is best."""
 
@@ -61,6 +62,7 @@ class _Run:
     stage: int = 0
     step: int = 0  # of the stage
     best: float = -1.0
+    time_s: float = 0.0  # spent on the steps so far, evaluation and saving included
     sums: dict[str, float] = field(default_factory=dict)  # loss terms since the last report
 
     @property
@@ -127,18 +129,19 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
             write_text(run.out / RECIPE, run.recipe.to_yaml())
     metrics = None
     with shown(run.console, "train", total=total, done=run.step) as bar:
-        began = time.monotonic()
+        tick = time.monotonic()
         while run.step < total:
             factor = learning_rate_factor(stage.schedule, run.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = stage.optimizer.lr * factor
             losses = _step(run, network, optimizer, list(islice(batches, stage.micro_batches)), stage.optimizer.clip_norm)
             run.step += 1
+            run.time_s, tick = run.time_s + time.monotonic() - tick, time.monotonic()
             bar.advance(note=f"loss {sum(losses.values()):.3f}")
             epoch, within = divmod(run.step, per_epoch)
             if run.step == total or (within == 0 and epoch % run.recipe.evaluate_every == 0):
                 with bar.hidden():
-                    metrics = _report(run, optimizer, epoch=run.step / per_epoch, time_s=time.monotonic() - began)
+                    metrics = _report(run, optimizer, epoch=run.step / per_epoch)
             elif within == 0 or (run.recipe.checkpoint_steps and run.step % run.recipe.checkpoint_steps == 0):
                 _save_last(run, optimizer)
     return metrics
@@ -243,7 +246,7 @@ def _share_of_sums(parts: Sequence[Sequence[float]]) -> float:
     return total / count if count else 0.0
 
 
-def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float, time_s: float) -> DetectionMetrics:
+def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float) -> DetectionMetrics:
     """Evaluate, save, and write a line of metrics.jsonl."""
     steps = run.sums.pop("steps", 1.0)
     training = {name: value / steps for name, value in run.sums.items()}
@@ -256,7 +259,7 @@ def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float, time_s
         "stage": run.stage,
         "epoch": round(epoch, 3),
         "step": run.step,
-        "time_s": round(time_s, 1),
+        "time_s": round(run.time_s, 1),
         "lr": optimizer.param_groups[0]["lr"],
         "train_loss": training,
         "val_loss": validation,
@@ -306,7 +309,7 @@ def _save_last(run: _Run, optimizer: torch.optim.Optimizer) -> None:
         tensors |= {f"average.{name}": tensor for name, tensor in run.average.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items() if value is not None}
-    position = {"stage": run.stage, "step": run.step, "best": run.best, "sums": run.sums}
+    position = {name: getattr(run, name) for name in POSITION}
     save_tensors(run.out / "last" / STATE, tensors, {"training": position})
 
 
@@ -314,7 +317,8 @@ def _restore(run: _Run) -> dict[str, Tensor]:
     """Load the last checkpoint into the run; what belongs to the optimizer is returned."""
     tensors, metadata = read_tensors(run.out / "last" / STATE)
     position = metadata["training"]
-    run.stage, run.step, run.best, run.sums = (position[key] for key in ("stage", "step", "best", "sums"))
+    for name in POSITION:
+        setattr(run, name, position[name])
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")

@@ -2,7 +2,6 @@
 
 import io
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -15,8 +14,7 @@ from safetensors.torch import load_file
 
 from maskwright.training import loop, train
 from tests.conftest import make_coco, tiny_recipe
-
-KILLING = multiprocessing.get_context("forkserver")
+from tests.processes import FORKS
 
 
 def go(recipe, out, kill_at=None):
@@ -36,18 +34,13 @@ def go(recipe, out, kill_at=None):
 
 def run_process(recipe, out, *, kill_at=None, kill_after_s=None):
     """Exit code of a process that trains."""
-    process = KILLING.Process(target=go, args=(recipe, out, kill_at))
+    process = FORKS.Process(target=go, args=(recipe, out, kill_at))
     process.start()
     if kill_after_s is not None:
         time.sleep(kill_after_s)
         process.kill()
     process.join(300)
     return process.exitcode
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imported_once():
-    KILLING.set_forkserver_preload(["tests.training.test_kill"])
 
 
 def recipe_of(folder, *changes):
@@ -73,6 +66,9 @@ def test_twenty_steps_equal_seven_a_kill_and_thirteen(tmp_path):
     assert metadata["training"]["step"] % 4  # in the middle of an epoch
     assert run_process(recipe, tmp_path / "cut") == 0
     assert same(tmp_path / "whole", tmp_path / "cut")
+    lines = [json.loads(t) for t in (tmp_path / "cut" / loop.METRICS).read_text().splitlines()]
+    spent = [line["time_s"] for line in lines]
+    assert spent == sorted(spent)  # goes on as well
     images = load_file(tmp_path / "whole" / "best" / "weights.safetensors")
     assert all(torch.equal(v, images[k]) for k, v in load_file(tmp_path / "cut" / "best" / "weights.safetensors").items())
 
