@@ -22,6 +22,7 @@ from maskwright.runs.importing import import_weights
 from maskwright.runs.progress import shown
 from maskwright.systems import SYSTEMS, Task
 from maskwright.training import train as train_recipe
+from maskwright.training.loop import check_folder
 
 __all__ = ["Evaluation", "evaluate", "import_weights", "load", "predict", "score", "train"]
 
@@ -84,6 +85,7 @@ def resume(out: str | Path, *, device: str = "auto", console: Console | None = N
     Raises:
         ValueError: nothing to resume, other data than before, or a system from outside the package.
     """
+    check_folder(Path(out), resume=True)
     recipe: Recipe = read_recipe(Path(out) / "recipe.yaml")
     if recipe.system not in SYSTEMS:
         raise ValueError(f"{out}: trains {recipe.system!r}, which is not part of maskwright: a folder alone never imports code")

@@ -74,7 +74,6 @@ def train(
         if any(option is not None for option in others) or skip_invalid:
             raise ValueError("--resume RUN goes on with a run as it was: leave the other options away")
         api.resume(resume, device=device, console=console)
-        out = resume
     else:
         if system is None or data is None or out is None:
             raise ValueError(
@@ -94,10 +93,6 @@ def train(
             device=device,
             console=console,
         )
-    console.print(
-        f"the best model is in {out / 'best'}, the last in {out / 'last'}, the metrics in {out / 'metrics.jsonl'}",
-        highlight=False,
-    )
 
 
 @app.command()

@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import nn
 
 from maskwright.evaluation import DetectionMetrics
+from maskwright.evaluation.detection import percent
 from maskwright.systems import SYSTEMS
 
 
@@ -45,18 +46,12 @@ def metric_tables(metrics: Mapping[str, DetectionMetrics]) -> Iterator[Table]:
     )  # fmt: skip
     for kind, m in metrics.items():
         values = [m.ap, m.ap50, m.ap75, m.ap_small, m.ap_medium, m.ap_large, *m.ar]
-        table.add_row({"bbox": "boxes", "segm": "masks"}[kind], *(_percent(v) for v in values))
+        table.add_row({"bbox": "boxes", "segm": "masks"}[kind], *(percent(v) for v in values))
     yield table
     if len(first.per_class) > 1:
         by_class = Table(
             "class", *(f"{'box' if kind == 'bbox' else 'mask'} {what}" for kind in metrics for what in ("AP", "AP50")), box=None
         )
         for name in first.per_class:
-            by_class.add_row(
-                name, *(_percent(v) for m in metrics.values() for v in (m.per_class[name], m.per_class_ap50[name]))
-            )
+            by_class.add_row(name, *(percent(v) for m in metrics.values() for v in (m.per_class[name], m.per_class_ap50[name])))
         yield by_class
-
-
-def _percent(value: float) -> str:
-    return "-" if value < 0 else f"{100 * value:.1f}"

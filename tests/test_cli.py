@@ -61,7 +61,7 @@ def test_systems_lists_all_with_their_parameters():
         (["train", "mask-rcnn-small"], "train needs SYSTEM, --data and --out"),
         (["train", "mask-rcnn-small", "--data", "/nowhere", "--out", "y"], "/nowhere: there is no such file or folder"),
         (["train", "mask-rcnn-small", "--data", "x", "--out", "y", "--set", "optimizer.lrr=1"], "did you mean lr"),
-        (["train", "--resume", "/nowhere"], "recipe.yaml"),
+        (["train", "--resume", "/nowhere"], "/nowhere: there is no checkpoint to resume from"),
         (["train", "mask-rcnn-small", "--resume", "/nowhere"], "leave the other options away"),
         (["evaluate", "--data", "x"], "either RUN or --predictions"),
         (["evaluate", "/nowhere", "--data", "x"], "/nowhere: there is no such run"),

@@ -172,7 +172,6 @@ def training_batches(
         batch_sampler=_Addresses(images.dataset, batch_size=batch_size, share=share, seed=images.seed, start=start),
         num_workers=workers,
         collate_fn=images.collate,
-        pin_memory=torch.cuda.is_available(),
     )
     return map(_or_raise, iter(loader))
 

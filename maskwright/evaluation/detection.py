@@ -25,6 +25,11 @@ def default_limits(max_detections: int) -> tuple[int, ...]:
     return tuple(sorted({*COCO_LIMITS[:-1], max_detections}))
 
 
+def percent(value: float) -> str:
+    """A metric for people; "-" where there was nothing to find."""
+    return "-" if value < 0 else f"{100 * value:.1f}"
+
+
 @dataclass(frozen=True)
 class DetectionMetrics:
     """COCO's numbers in [0, 1]; -1 where there is nothing to find, as pycocotools says it.

@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from maskwright.data.files import write_text
+from maskwright.evaluation.detection import percent
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 560, 240, 46, 26
 
@@ -82,9 +83,9 @@ def write_report(run: Path, *, title: str, summary: str, picture: Image.Image | 
     names = {"bbox": "boxes", "segm": "masks"}
     metrics = [best[kind] for kind in kinds]
     fields = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    rows = [[names[m["kind"]], *(_percent(m[f]) for f in fields), *(_percent(v) for v in m["ar"])] for m in metrics]
+    rows = [[names[m["kind"]], *(percent(m[f]) for f in fields), *(percent(v) for v in m["ar"])] for m in metrics]
     last = metrics[-1]
-    by_class = [[name, _percent(ap), _percent(last["per_class_ap50"][name])] for name, ap in last["per_class"].items()]
+    by_class = [[name, percent(ap), percent(last["per_class_ap50"][name])] for name, ap in last["per_class"].items()]
     epochs = [line["epoch"] for line in history]
     curves = [
         _curve(
@@ -132,10 +133,6 @@ def _curve(title: str, x: Sequence[float], series: Mapping[str, Sequence[float]]
         for share in (0, 0.5, 1)
     ]
     return _Curve(title, f"{min(x):g}", f"{max(x):g}", ticks, lines)
-
-
-def _percent(value: float) -> str:
-    return "-" if value < 0 else f"{100 * value:.1f}"
 
 
 def _data_address(picture: Image.Image) -> str:

@@ -19,6 +19,7 @@ from maskwright.systems import SYSTEMS, System, find_builder
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
 CARD = "model.json"
+NORM_EPS = 1e-5  # of frozen norms, where a system has no argument for it
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from None
 
 
+def read_model(file: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """Weights, and the card in their header.
+
+    Raises:
+        ValueError: not a model of ours, or damaged.
+    """
+    tensors, metadata = read_tensors(file)
+    if "maskwright" not in metadata:
+        raise ValueError(f"{file}: not a model of maskwright: its header names no system")
+    return tensors, ModelCard.from_dict(metadata["maskwright"], file)
+
+
 def find_weights(path: Path) -> Path:
     """The weights file of a run folder (the best ones, else the last), of a model folder, or the file itself.
 
@@ -147,10 +160,7 @@ def open_model(path: Path, arguments: Mapping[str, Any] | None = None) -> tuple[
         ValueError: not a model of ours, weights that do not fit, or a system from outside the package.
     """
     file = find_weights(path)
-    tensors, metadata = read_tensors(file)
-    if "maskwright" not in metadata:
-        raise ValueError(f"{file}: not a model of maskwright: its header names no system")
-    card = ModelCard.from_dict(metadata["maskwright"], file)
+    tensors, card = read_model(file)
     if card.system not in SYSTEMS:
         raise ValueError(f"{file}: made by {card.system!r}, which is not part of maskwright: a file alone never imports code")
     system = build_system(card.system, {**card.arguments, **(arguments or {})})
@@ -181,11 +191,11 @@ def load_strictly(system: System, tensors: Mapping[str, Tensor], file: Path) -> 
     system.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
 
 
-def initialize(system: System, categories: Categories, path: Path, say: Callable[[str], object]) -> None:
+def initialize(system: System, card: ModelCard, path: Path, say: Callable[[str], object]) -> None:
     """Start from the weights of another model of the same network; rows of classes it knows by name come along.
 
     Args:
-        categories: the classes of `system`.
+        card: of `system`.
         path: a run folder or weights file.
         say: hears which rows start afresh.
 
@@ -193,10 +203,11 @@ def initialize(system: System, categories: Categories, path: Path, say: Callable
         ValueError: the weights belong to another network.
     """
     file = find_weights(path)
-    tensors, metadata = read_tensors(file)
-    if "maskwright" not in metadata:
-        raise ValueError(f"{file}: not a model of maskwright: its header names no system")
-    known = ModelCard.from_dict(metadata["maskwright"], file).categories
+    tensors, source_card = read_model(file)
+    _check_norms(card, source_card, file)
+    if source_card.system != card.system:
+        say(f"{file}: trained as {source_card.system}, whose parts without weights may differ from those of {card.system}")
+    categories, known = card.categories, source_card.categories
     state = {name: tensor.clone() for name, tensor in system.state_dict().items()}
     pairs = [(i, known.names.index(name)) for i, name in enumerate(categories.names) if name in known.names]
     fresh = [name for name in categories.names if name not in known.names]
@@ -217,6 +228,15 @@ def initialize(system: System, categories: Categories, path: Path, say: Callable
     say(f"started from {file}: {len(pairs)} of {len(categories)} classes known by name")
     if fresh:
         say(f"rows that start afresh: {', '.join(fresh)}")
+
+
+def _check_norms(card: ModelCard, source: ModelCard, file: Path) -> None:
+    """Weights of frozen norms mean something else with another eps."""
+    eps, wanted = (c.arguments.get("norm_eps", NORM_EPS) for c in (card, source))
+    if eps != wanted:
+        set_it = f"add --set arguments.norm_eps={wanted:g}"
+        remedy = set_it if "norm_eps" in card.arguments else f"train {source.system} instead"
+        raise ValueError(f"{file}: its norms want eps {wanted:g}, {card.system} has {eps:g}: {remedy}")
 
 
 def _copy_class_rows(target: Tensor, source: Tensor, rows: int, pairs: list[tuple[int, int]], counts: tuple[int, int]) -> None:

@@ -38,8 +38,8 @@ def import_weights(
         system: "mask-rcnn-r50-fpn" or "faster-rcnn-r50-fpn".
         out: the run folder to make.
         classes: names of rows 1, 2, …; by default COCO's for 91 rows, else the numbers.
-        norm_eps: of the frozen norms, which no file tells. By default 0 for the files torchvision publishes, recognized by
-            their hash, and 1e-5 for all others; a model fine-tuned from published weights wants 0 as well.
+        norm_eps: of the frozen norms, which the file does not hold. By default 0 for the files torchvision publishes,
+            recognized by their hash, and 1e-5 for all others; a model fine-tuned from published weights wants 0 as well.
         arguments: further ones of the builder, for example short_px.
         say: hears what was decided.
 
@@ -52,14 +52,19 @@ def import_weights(
         raise ValueError(f"weights cannot be imported into {system!r} yet: there are {', '.join(_FROM_TORCHVISION)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: the folder is not empty: choose another --out")
+    if taken := {"num_classes", "norm_eps"} & set(arguments or {}):
+        raise ValueError(f"{', '.join(sorted(taken))} cannot be set: rows count the classes, --norm-eps gives the norms' eps")
     builder = builders[system]
-    converted = _read_torchvision(file, has_masks=build_system(builder, {"num_classes": 1}).task == Task.INSTANCES)
+    converted = _read_torchvision(file)
     names = _names(file, converted.num_classes, classes)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     is_official = any(digest.startswith(known) for known in torchvision.OFFICIAL)
     eps = norm_eps if norm_eps is not None else 0.0 if is_official else 1e-5
     given = {"num_classes": converted.num_classes, "norm_eps": eps, **(arguments or {})}
     network = build_system(builder, given)
+    if converted.has_masks != (network.task == Task.INSTANCES):
+        has, other = ("has a", "mask-rcnn") if converted.has_masks else ("has no", "faster-rcnn")
+        raise ValueError(f"{file}: {has} mask head: import it with --system {other}-r50-fpn")
     load_strictly(network, converted.tensors, file)
     card = ModelCard(
         system=builder,
@@ -71,7 +76,9 @@ def import_weights(
     write_json(out / "import.json", {"file": file.name, "sha256": digest, "arguments": card.arguments}, indent=2)
     how = "as published" if is_official else "the default" if norm_eps is None else "as given"
     say(f"{builder}: {converted.num_classes} classes, norm eps {eps:g} ({how}), {len(converted.tensors)} tensors")
-    if not is_official and norm_eps is None:
+    if classes is None:
+        say(f"classes named {', '.join(names[:3])}, ...: give others with --classes")
+    if not is_official and norm_eps is None and not converted.has_trained_norms:
         say("weights fine-tuned from those torchvision publishes were trained with eps 0: import those with --norm-eps 0")
     return card
 
@@ -88,17 +95,15 @@ def _names(file: Path, num_classes: int, given: Sequence[str] | None) -> tuple[s
     return tuple(names)
 
 
-def _read_torchvision(file: Path, *, has_masks: bool) -> torchvision.Converted:
-    """A checkpoint of the network asked for, in our names."""
+def _read_torchvision(file: Path) -> torchvision.Converted:
+    """A checkpoint in our names."""
     state = read_state_dict(file)
+    if torchvision.is_second_version(state):
+        raise ValueError(f"{file}: of a second version (..._resnet50_fpn_v2): only the first ones can be imported")
     if not torchvision.is_torchvision(state):
         some = ", ".join(list(state)[:3])
         raise ValueError(f"{file}: not a checkpoint of torchvision's Faster or Mask R-CNN (it holds {some}, ...)")
     try:
-        converted = torchvision.convert(state)
+        return torchvision.convert(state)
     except ValueError as error:
         raise ValueError(f"{file}: does not fit the network: {error}") from None
-    if converted.has_masks != has_masks:
-        other = "mask-rcnn-r50-fpn" if converted.has_masks else "faster-rcnn-r50-fpn"
-        raise ValueError(f"{file}: {'has a' if converted.has_masks else 'has no'} mask head: import it with --system {other}")
-    return converted

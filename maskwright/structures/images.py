@@ -30,6 +30,11 @@ class ResizeRule:
     rounding: Literal["half_up", "floor"] = "half_up"
     antialias: bool = True
 
+    def __post_init__(self) -> None:
+        for name, value in (("short_px", self.short_px), ("long_px", self.long_px)):
+            if value is not None and not (isinstance(value, int) and value > 0):
+                raise ValueError(f"got {name}={value!r}, expected a number of pixels")
+
     def scale(self, image_size: tuple[int, int]) -> float:
         """Factor from the original to the input frame."""
         short, long = min(image_size), max(image_size)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from maskwright.runs import choose_device
 from maskwright.structures import ImageBatch, Instances
 from maskwright.systems import Loss, System
 
@@ -32,12 +33,6 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this one writes and speaks for all."""
         return self.rank == 0
-
-    def device(self, wanted: str) -> str:
-        """A device of its own for each process of a machine, where it has several."""
-        if self.count > 1 and torch.device(wanted).type == "cuda":
-            return f"cuda:{os.environ['LOCAL_RANK']}"
-        return wanted
 
     def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scalars added up over all processes; every process names the same ones."""
@@ -80,7 +75,7 @@ class LossNetwork(nn.Module):
 def parallel(system: System, processes: Processes) -> nn.Module:
     """The network to train: with several processes, gradients are averaged over them in the backward pass."""
     network = LossNetwork(system)
-    return network if processes.count == 1 else DistributedDataParallel(network)
+    return network if processes.count == 1 else DistributedDataParallel(network, broadcast_buffers=False)
 
 
 def without_exchange(network: nn.Module) -> AbstractContextManager[None]:
@@ -90,16 +85,34 @@ def without_exchange(network: nn.Module) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def own_device(wanted: str) -> str:
+    """The device asked for; with several processes on a machine's GPUs, each takes the one with its number.
+
+    Raises:
+        ValueError: it does not exist here, or there are fewer GPUs than processes.
+    """
+    if _num_started() > 1 and wanted.startswith("cuda:"):
+        raise ValueError(f"device {wanted!r}: each of several processes takes a GPU of its own: give --device cuda")
+    if _num_started() > 1 and wanted in ("auto", "cuda") and torch.cuda.is_available():
+        own, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if own >= there:
+            raise ValueError(f"there are more processes than GPUs, {there}: lower --nproc-per-node, or give --device cpu")
+        torch.cuda.set_device(own)
+        wanted = f"cuda:{own}"
+    return choose_device(wanted)
+
+
+def _num_started() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
     """Meet the other processes torchrun has started, if it has."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _num_started() == 1:
         yield Processes()
         return
-    on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

@@ -25,17 +25,18 @@ from maskwright.data.coco import Categories
 from maskwright.data.files import read_json, write_json, write_text
 from maskwright.data.loader import Batch, Share, TrainingImages, batches_per_epoch, evaluation_batches, training_batches
 from maskwright.evaluation import DetectionMetrics, contact_sheet, default_limits, detect, draw_instances, evaluate_detections
+from maskwright.evaluation.detection import percent
 from maskwright.evaluation.report import write_report
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.norms import has_frozen_norms
 from maskwright.recipes import Recipe, Stage
-from maskwright.runs import ModelCard, Precision, choose_device, choose_precision, initialize, save_model
-from maskwright.runs.checkpoints import all_arguments, build_system, read_tensors, save_tensors
+from maskwright.runs import ModelCard, Precision, choose_precision, initialize, save_model
+from maskwright.runs.checkpoints import WEIGHTS, all_arguments, build_system, read_model, read_tensors, save_tensors
 from maskwright.runs.progress import shown
 from maskwright.structures import ImageBatch, Instances
 from maskwright.systems import Loss, System, Task
 from maskwright.training.augmentation import augmentation
-from maskwright.training.distributed import Processes, joined, parallel, without_exchange
+from maskwright.training.distributed import Processes, joined, own_device, parallel, without_exchange
 from maskwright.training.optimization import build_optimizer, learning_rate_factor, moving_average, set_trainable
 from maskwright.weights import load_backbone
 
@@ -61,7 +62,7 @@ class _Run:
     average: AveragedModel | None
     stage: int = 0
     step: int = 0  # of the stage
-    best: float = -1.0
+    best: float | None = None  # AP of the best model, negative where there is nothing to find
     time_s: float = 0.0  # spent on the steps so far, evaluation and saving included
     sums: dict[str, float] = field(default_factory=dict)  # loss terms since the last report
 
@@ -96,7 +97,7 @@ def train(
     Raises:
         ValueError: something about the data, the recipe or the folder that the user can mend; or a loss that is not finite.
     """
-    device = choose_device(device)
+    device = own_device(device)
     with joined(device) as processes, open(os.devnull, "w", encoding="utf-8") as nowhere:
         console = (console or Console(markup=False)) if processes.is_first else Console(file=nowhere)
         run = _open_run(recipe, out, init, resume=resume, device=device, processes=processes, console=console)
@@ -107,6 +108,9 @@ def train(
             run.stage, run.step, state = run.stage + 1, 0, None
         if processes.is_first:
             _write_report(run)
+        console.print(
+            f"the best model is in {out / 'best'}, the last in {out / 'last'}, the metrics in {out / METRICS}", highlight=False
+        )
         return metrics or _evaluate(run)[1][-1]
 
 
@@ -253,8 +257,8 @@ def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float) -> Det
     run.sums = {}
     validation, metrics = _evaluate(run)
     score = metrics[-1].ap
-    improved = score > run.best
-    run.best = max(run.best, score)
+    improved = run.best is None or score > run.best or score < 0  # without anything to find, the last is as good as any
+    run.best = score if run.best is None else max(run.best, score)
     line: dict[str, Any] = {
         "stage": run.stage,
         "epoch": round(epoch, 3),
@@ -271,7 +275,7 @@ def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float) -> Det
         with (run.out / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     _save_last(run, optimizer)
-    parts = [f"{'mask' if m.kind == 'segm' else 'box'} AP {100 * m.ap:.1f} AP50 {100 * m.ap50:.1f}" for m in metrics]
+    parts = [f"{'mask' if m.kind == 'segm' else 'box'} AP {percent(m.ap)} AP50 {percent(m.ap50)}" for m in metrics]
     run.console.print(
         f"epoch {epoch:.4g}: loss {sum(training.values()):.3f}, validation loss {sum(validation.values()):.3f}, "
         f"{', '.join(parts)}{' (best)' if improved else ''}"
@@ -291,7 +295,7 @@ def _write_report(run: _Run) -> None:
             image = some.read(i, run.system.input.intensity).image.numpy()
             pictures.append(draw_instances(image, found[found.scores >= 0.5], run.val.categories.names))
     run.scored.train()
-    summary = f"{len(run.train)} training and {len(run.val)} validation images; best AP {100 * run.best:.1f} percent."
+    summary = f"{len(run.train)} training and {len(run.val)} validation images; best AP {percent(run.best or 0.0)}."
     sheet = contact_sheet(pictures, columns=4, tile_px=480)
     write_report(run.out, title=f"{run.recipe.system}: {run.out.name}", summary=summary, picture=sheet)
 
@@ -372,12 +376,11 @@ def _open_run(
     """Check everything that can be checked before the first step, then write the folder."""
     if recipe.data is None:
         raise ValueError("the recipe names no data")
-    _check_folder(out, resume=resume)
+    check_folder(out, resume=resume)
     for stage in recipe.stages:
         if stage.batch_size % (stage.micro_batches * processes.count):
             parts = f"{stage.micro_batches} parts on each of {processes.count} processes"
             raise ValueError(f"a batch of {stage.batch_size} cannot be computed in {parts}: change batch_size")
-    device = processes.device(device)
     precision = choose_precision(recipe.precision, device)
     train_set, val_set = open_data(recipe)
     arguments = all_arguments(recipe.system, {"num_classes": len(train_set.categories), **recipe.arguments})
@@ -391,14 +394,15 @@ def _open_run(
         raise ValueError(
             f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"
         )
+    card = ModelCard(recipe.system, arguments, train_set.categories, system.input)
     if not resume:
-        _starting_weights(system, recipe, train_set.categories, init, console)
+        _starting_weights(system, recipe, card, init, console)
     cast(nn.Module, system).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     system.train()
     run = _Run(
         recipe=recipe,
         out=out,
-        card=ModelCard(recipe.system, arguments, train_set.categories, system.input),
+        card=card,
         system=system,
         train=train_set,
         val=val_set,
@@ -411,13 +415,16 @@ def _open_run(
     processes.tell(None)  # all have looked at the folder before the first one writes
     if resume and read_json(out / SPLIT) != split:
         raise ValueError(f"{out / SPLIT}: the images of the data set have changed since the run began: start a new one")
+    if resume and (known := read_model(out / "last" / WEIGHTS)[1].categories) != train_set.categories:
+        before, now = _listed(known), _listed(train_set.categories)
+        raise ValueError(f"{train_set.path}: its classes are {now}, but were {before} when the run began: start a new one")
     if not resume and processes.is_first:
         write_json(out / SPLIT, split)
     _introduce(run)
     return run
 
 
-def _check_folder(out: Path, *, resume: bool) -> None:
+def check_folder(out: Path, *, resume: bool) -> None:
     """A run begins in a folder without one; recipe.yaml, written after the first checkpoint, says that there is one.
 
     Raises:
@@ -458,14 +465,14 @@ def open_data(recipe: Recipe) -> tuple[CocoDataset, CocoDataset]:
     return train_set, val_set
 
 
-def _starting_weights(system: System, recipe: Recipe, categories: Categories, init: Path | None, console: Console) -> None:
+def _starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Path | None, console: Console) -> None:
     """Weights to start from: those of another run, of ImageNet, or none where the norms can do without."""
     if recipe.backbone_weights is not None:
         for part in system.modules():
             if isinstance(part, Backbone):
                 load_backbone(part.network, part.name, recipe.backbone_weights)
     if init is not None:
-        initialize(system, categories, init, lambda text: console.print(text, highlight=False))
+        initialize(system, card, init, lambda text: console.print(text, highlight=False))
     elif recipe.backbone_weights is None and (
         has_frozen_norms(system.modules()) or any(stage.frozen for stage in recipe.stages)
     ):
@@ -474,6 +481,10 @@ def _starting_weights(system: System, recipe: Recipe, categories: Categories, in
             "--set backbone_weights=FILE (or =timm to download them), or train norms from scratch with "
             "--set arguments.norm=group --set frozen=[]"
         )
+
+
+def _listed(categories: Categories) -> str:
+    return ", ".join(f"{name} (id {number})" for name, number in zip(categories.names, categories.ids, strict=True))
 
 
 def _introduce(run: _Run) -> None:
@@ -489,6 +500,8 @@ def _introduce(run: _Run) -> None:
         f"input: short side {short} px, long side at most {long} px; images of more than 8 bits: {spec.intensity}",
         highlight=False,
     )
+    if run.val.num_instances == 0:
+        run.console.print(f"{run.val.path}: no objects in the validation images: no AP, the last model is kept as the best")
     for dataset in (run.train, run.val):
         if dataset.problems:
             run.console.print(f"{dataset.path}: {len(dataset.problems)} bad entries left out, the first: {dataset.problems[0]}")

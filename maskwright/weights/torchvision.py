@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
 
 _STRIDES = {"0": "4", "1": "8", "2": "16", "3": "32"}
-_NAMES = [  # theirs → ours; the optional parts are of files written before torchvision 0.13
+_NAMES = [  # theirs → ours; files written before torchvision 0.13 lack the optional parts
     (r"backbone\.body\.(?P<rest>.+)", "backbone.network.{rest}"),
     (r"backbone\.fpn\.inner_blocks\.(?P<level>[0-3])(\.0)?\.(?P<kind>weight|bias)", "fpn.lateral.{level}.{kind}"),
     (r"backbone\.fpn\.layer_blocks\.(?P<level>[0-3])(\.0)?\.(?P<kind>weight|bias)", "fpn.output.{level}.{kind}"),
@@ -38,16 +38,28 @@ OFFICIAL = {
 
 @dataclass(frozen=True)
 class Converted:
-    """Tensors by our names, the classes without the background, and whether there is a mask head."""
+    """Tensors by our names, and what they tell of the network.
+
+    Args:
+        num_classes: the background not counted.
+        has_trained_norms: its norms were trained along, with eps 1e-5, and not frozen.
+    """
 
     tensors: dict[str, Tensor]
     num_classes: int
     has_masks: bool
+    has_trained_norms: bool
 
 
 def is_torchvision(state: Mapping[str, Tensor]) -> bool:
     """Whether names look like torchvision's Faster or Mask R-CNN, of whatever backbone and version."""
     return any(name.startswith("backbone.body.") for name in state) and "roi_heads.box_predictor.cls_score.weight" in state
+
+
+def is_second_version(state: Mapping[str, Tensor]) -> bool:
+    """Whether it is one of the `_v2` models, with norms in pyramid and heads and two convolutions in the RPN."""
+    marks = ("rpn.head.conv.1.", "roi_heads.box_head.5.", "backbone.fpn.inner_blocks.0.1.")
+    return any(name.startswith(marks) for name in state)
 
 
 def convert(state: Mapping[str, Tensor]) -> Converted:
@@ -77,7 +89,12 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
             tensors[name] = value[4:]
         elif name.startswith("instance_heads.mask.predictor."):
             tensors[name] = value[1:]
-    return Converted(tensors, rows - 1, any(name.startswith("instance_heads.mask.") for name in tensors))
+    return Converted(
+        tensors,
+        num_classes=rows - 1,
+        has_masks=any(name.startswith("instance_heads.mask.") for name in tensors),
+        has_trained_norms=any(name.endswith("num_batches_tracked") for name in state),
+    )
 
 
 def class_names(num_classes: int) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2, maskrcnn_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import maskrcnn_loss, paste_masks_in_image, project_masks_on_boxes
@@ -16,7 +16,8 @@ from torchvision.ops import box_iou
 
 from maskwright.layers.grids import RoundedAnchors
 from maskwright.layers.roi import Rois, level_of
-from maskwright.runs import open_model
+from maskwright.runs import initialize, open_model
+from maskwright.runs.checkpoints import build_system
 from maskwright.runs.importing import import_weights
 from maskwright.structures import ImageBatch, Instances, Masks, ResizeRule
 from maskwright.systems.mask_rcnn import ANCHORS_FPN
@@ -326,6 +327,8 @@ def test_import_of_faster_rcnn_with_coco_rows_and_older_names(tmp_path):
     assert {m.eps for m in system.modules() if hasattr(m, "running_var")} == {0.0}
     assert torch.equal(system.box_head.classes.weight[-1], model.roi_heads.box_predictor.cls_score.weight[0].half().float())
     assert "norm eps 0 (as given)" in heard[0]
+    assert heard[1] == "classes named person, bicycle, car, ...: give others with --classes"
+    assert len(heard) == 2  # norms trained along cannot have been frozen with eps 0
 
 
 def test_what_cannot_be_imported_is_named(run, theirs, tmp_path):
@@ -346,7 +349,12 @@ def test_what_cannot_be_imported_is_named(run, theirs, tmp_path):
     refused(state, "has rows for 4 classes beside the background, got 4 names, some of them twice", classes=list("abca"))
     refused(state, "cannot be imported into 'mask-rcnn-small' yet", system="mask-rcnn-small")
     refused({"a": torch.zeros(1)}, "not a checkpoint of torchvision's Faster or Mask R-CNN")
-    refused({"model": theirs}, "cannot be read as plain weights")  # a pickled module could run code
+    refused({"model": theirs}, "holds torchvision.models.*MaskRCNN; only tensors")  # a pickled module could run code
+    refused({"model_ema": state, "epoch": 3}, "holds no table of tensors under its keys model_ema, epoch")
+    second = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=3).state_dict()
+    refused(second, "of a second version", system="faster-rcnn-r50-fpn")
+    refused(state, "norm_eps cannot be set", arguments={"norm_eps": 0})
+    refused(state, "got short_px='abc', expected a number of pixels", arguments={"short_px": "abc"})
     with pytest.raises(ValueError, match="the folder is not empty"):
         import_weights(tmp_path / "bad.pth", system="mask-rcnn-r50-fpn", out=run)
 
@@ -358,10 +366,18 @@ def test_published_files_are_known_by_their_hash(theirs, tmp_path, monkeypatch):
 
     torch.save(theirs.state_dict(), tmp_path / "x.pth")
     digest = hashlib.sha256((tmp_path / "x.pth").read_bytes()).hexdigest()
+    assert {"258fb6c6", "bf2d0c1e"} == torchvision.OFFICIAL
     monkeypatch.setattr(torchvision, "OFFICIAL", {digest[:8]})
     card = import_weights(tmp_path / "x.pth", system="mask-rcnn-r50-fpn", out=tmp_path / "run")
     assert card.arguments["norm_eps"] == 0.0
-    assert replace(card) == card
+    network = build_system(card.system, card.arguments)
+    with pytest.raises(ValueError, match=r"want eps 0, .* has 1e-05: add --set arguments\.norm_eps=0"):
+        initialize(network, replace(card, arguments={**card.arguments, "norm_eps": 1e-5}), tmp_path / "run", print)
+    with pytest.raises(ValueError, match="want eps 0, .* has 1e-05: train mask-rcnn-r50-fpn-torchvision instead"):
+        initialize(network, replace(card, system="mask-rcnn-r50-fpn", arguments={"num_classes": 4}), tmp_path / "run", print)
+    heard = []
+    initialize(network, replace(card, system="mask-rcnn-r50-fpn"), tmp_path / "run", heard.append)
+    assert "trained as mask-rcnn-r50-fpn-torchvision, whose parts" in heard[0]
 
 
 def test_options_saved_by_training_scripts_are_no_obstacle(theirs, tmp_path):

@@ -115,7 +115,7 @@ def test_rows_of_known_classes_come_along_by_name(saved):
     system, card = small(["bird", "dog", "cat"], seed=1)
     fresh = {k: v.clone() for k, v in system.state_dict().items()}
     heard = []
-    initialize(system, card.categories, saved, heard.append)
+    initialize(system, card, saved, heard.append)
     new = system.state_dict()
     weight = "box_head.classes.weight"
     assert torch.equal(new[weight][0], fresh[weight][0])
@@ -132,8 +132,9 @@ def test_rows_of_known_classes_come_along_by_name(saved):
 
 def test_other_networks_are_refused_as_a_start(saved):
     system = build_system("faster-rcnn-r50-fpn", {"num_classes": 2})
+    card = ModelCard("faster-rcnn-r50-fpn", {"num_classes": 2}, Categories(("cat", "dog"), (1, 2)), system.input)
     with pytest.raises(ValueError, match="these weights belong to another network"):
-        initialize(system, Categories(("cat", "dog"), (1, 2)), saved, print)
+        initialize(system, card, saved, print)
 
 
 def test_device_and_precision():

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -20,22 +21,25 @@ from tests.processes import FORKS
 def go(recipe, out, kill_at=None):
     """Start the run or go on with it, in a process that may be killed; at a step, or from outside."""
     torch.set_num_threads(1)
-    if kill_at is not None:
-        usual = loop._step
+    usual = loop._step
 
-        def step(run, *arguments):
-            if run.step == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return usual(run, *arguments)
+    def step(run, *arguments):
+        if run.step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        (out.parent / "stepping").touch()
+        return usual(run, *arguments)
 
-        loop._step = step
+    loop._step = step
     train(recipe, out, resume=(out / "recipe.yaml").is_file(), device="cpu", console=Console(file=io.StringIO()))
 
 
-def run_process(recipe, out, *, kill_at=None, kill_after_s=None):
-    """Exit code of a process that trains."""
+def run_process(recipe, out, *, kill_at=None, kill_after_s=None, stepping=False):
+    """Exit code of a process that trains; a time to kill it counts from its start, or from its first step."""
+    (out.parent / "stepping").unlink(missing_ok=True)
     process = FORKS.Process(target=go, args=(recipe, out, kill_at))
     process.start()
+    while stepping and process.is_alive() and not (out.parent / "stepping").exists():
+        time.sleep(0.01)
     if kill_after_s is not None:
         time.sleep(kill_after_s)
         process.kill()
@@ -47,7 +51,8 @@ def recipe_of(folder, *changes):
     """Twenty steps of two images in two parts."""
     make_coco(folder, split="train", images=7, size=(64, 64))
     make_coco(folder, split="val", images=1, size=(64, 64))
-    return tiny_recipe(folder, "epochs=5", "batch_size=2", "micro_batches=2", "ema_decay=0.9", "evaluate_every=3", *changes)
+    every = ("epochs=5", "batch_size=2", "micro_batches=2", "ema_decay=0.9", "evaluate_every=3")
+    return tiny_recipe(folder, *every, *changes, system="faster-rcnn-small")
 
 
 def same(a, b):
@@ -58,9 +63,9 @@ def same(a, b):
 
 
 def test_twenty_steps_equal_seven_a_kill_and_thirteen(tmp_path):
-    recipe = recipe_of(tmp_path / "data", "checkpoint_steps=7", "workers=1")
+    recipe = recipe_of(tmp_path / "data", "checkpoint_steps=7")
     assert run_process(recipe, tmp_path / "whole") == 0
-    assert run_process(recipe, tmp_path / "cut", kill_at=7) == -signal.SIGKILL
+    assert run_process(recipe.with_changes(["workers=1"]), tmp_path / "cut", kill_at=7) == -signal.SIGKILL
     _, metadata = loop.read_tensors(tmp_path / "cut" / "last" / loop.STATE)
     assert metadata["training"]["step"] == 7
     assert metadata["training"]["step"] % 4  # in the middle of an epoch
@@ -76,19 +81,23 @@ def test_twenty_steps_equal_seven_a_kill_and_thirteen(tmp_path):
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_always_goes_on(kills, tmp_path):
     recipe = recipe_of(tmp_path / "data", "checkpoint_steps=1")
-    if kills > 3:
-        recipe = recipe.with_changes(["epochs=40"])
     assert run_process(recipe, tmp_path / "whole") == 0
     moments = random.Random(0)
-    killed = 0
-    for _ in range(kills):
-        code = run_process(recipe, tmp_path / "cut", kill_after_s=moments.uniform(0.2, 2.5))
-        assert code in (0, -signal.SIGKILL)
-        killed += code != 0
+    reached = []  # steps of the checkpoints that kills have left
+    finished = 0
+    while len(reached) < kills:
+        begin = len(reached) % 3 == 2  # every third one before or about the first step
+        code = run_process(recipe, tmp_path / "cut", kill_after_s=moments.uniform(0.0, 1.0), stepping=not begin)
         if code == 0:
-            break
-    assert killed >= min(kills, 3)
-    print(f"killed {killed} times")
+            assert same(tmp_path / "whole", tmp_path / "cut")
+            shutil.rmtree(tmp_path / "cut")
+            finished += 1
+            continue
+        assert code == -signal.SIGKILL
+        state = tmp_path / "cut" / "last" / loop.STATE
+        reached.append(loop.read_tensors(state)[1]["training"]["step"] if state.exists() else -1)
+    print(f"checkpoints left by {kills} kills at steps {reached}; {finished} runs ended in between")
+    assert any(0 < step < 20 for step in reached)
     assert run_process(recipe, tmp_path / "cut") == 0
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert not list((tmp_path / "cut").rglob("*.tmp"))

@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,9 +116,26 @@ def test_run_killed_in_its_first_step_can_be_resumed(coco_folder, tmp_path, cons
         train(tiny_recipe(coco_folder), tmp_path / "run", device="cpu", console=console)
     monkeypatch.setattr(loop, "_step", usual)
     train(tiny_recipe(coco_folder), tmp_path / "run", resume=True, device="cpu", console=console)
+    for split in ("train", "val"):
+        file = coco_folder / "annotations" / f"{split}.json"
+        file.write_text(file.read_text().replace('"box"', '"crate"'))
+    with pytest.raises(
+        ValueError, match=r"its classes are .*crate \(id 7\), but were box \(id 7\), disc \(id 3\) when the run began"
+    ):
+        train(tiny_recipe(coco_folder), tmp_path / "run", resume=True, device="cpu", console=console)
     make_coco(coco_folder, split="train", images=5)
     with pytest.raises(ValueError, match=r"split\.json: the images of the data set have changed"):
         train(tiny_recipe(coco_folder), tmp_path / "run", resume=True, device="cpu", console=console)
+
+
+def test_validation_images_without_objects_give_a_model_but_no_score(coco_folder, tmp_path, console):
+    file = coco_folder / "annotations" / "val.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
+    train(tiny_recipe(coco_folder), tmp_path / "run", device="cpu", console=console)
+    said = console.file.getvalue()
+    assert "no objects in the validation images" in said
+    assert "mask AP - AP50 - (best)" in said
+    assert (tmp_path / "run" / "best" / "weights.safetensors").is_file()
 
 
 def test_builder_defaults_are_saved_with_the_run(tiny_run):
@@ -217,8 +236,11 @@ def test_damaged_and_wrong_images_are_found_before_the_first_step(coco_folder, t
 
 
 def test_a_run_folder_never_imports_code(tiny_run, tmp_path):
-    (tmp_path / "recipe.yaml").write_text((tiny_run / "recipe.yaml").read_text().replace("mask-rcnn-small", "os:system"))
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (run / "recipe.yaml").write_text((tiny_run / "recipe.yaml").read_text().replace("mask-rcnn-small", "os:system"))
     with pytest.raises(ValueError, match="a folder alone never imports code"):
+        resume(run)
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
         resume(tmp_path)
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from maskwright.layers.backbones import Backbone
 from maskwright.weights import load_backbone
+from maskwright.weights.files import read_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_files_that_would_run_code_are_refused(tmp_path, monkeypatch):
     (tmp_path / "a.pth").write_bytes(pickle.dumps(Gadget(), protocol=2))
     torch.save({"state_dict": Gadget()}, tmp_path / "b.pth")
     for name in ("a.pth", "b.pth"):
-        with pytest.raises(ValueError, match=f"{name}: cannot be read as plain weights"):
+        with pytest.raises(ValueError, match=f"{name}: .*only tensors and plain containers are read"):
             load_backbone(backbone().network, "resnet50", str(tmp_path / name))
     assert not (tmp_path / "gotcha").exists()
 
@@ -64,8 +65,26 @@ def test_other_networks_and_files_are_named(tmp_path, state):
     with pytest.raises(ValueError, match="holds no table of tensors"):
         load_backbone(backbone().network, "resnet50", str(tmp_path / "b.pth"))
     (tmp_path / "c.safetensors").write_bytes(b"12")
-    with pytest.raises(ValueError, match="cannot be read as plain weights"):
+    with pytest.raises(ValueError, match="damaged, or not a safetensors file"):
         load_backbone(backbone().network, "resnet50", str(tmp_path / "c.safetensors"))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_cut_files_are_named(legacy, tmp_path):
+    file = tmp_path / "a.pth"
+    torch.save({"a": torch.zeros(9)}, file, _use_new_zipfile_serialization=not legacy)
+    whole = file.read_bytes()
+    for length in [0, 1, 2, *range(10, len(whole) - 1, 30)]:
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"a\.pth: (empty, cut off or )?(not a torch checkpoint|holds)"):
+            read_state_dict(file)
+
+
+def test_what_wrappers_add_is_left_away(tmp_path):
+    a = torch.zeros(1)
+    for saved in [{"n_averaged": a, "module.a": a}, {"state_dict": {"model._orig_mod.a": a}}, {"model": {"a": a}, "epoch": 1}]:
+        torch.save(saved, tmp_path / "a.pth")
+        assert list(read_state_dict(tmp_path / "a.pth")) == ["a"]
 
 
 def test_batch_norm_weights_do_not_slip_into_another_norm(tmp_path, state):
