@@ -29,6 +29,7 @@ def _command(words: list[str], cwd: Path, out: Path, err: Path) -> None:
     os.chdir(cwd)
     os.environ["COLUMNS"] = "200"
     warnings.filterwarnings("error", category=UserWarning, module="maskwright")
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as it is outside of tests
     sys.argv = ["maskwright", *words]
     from maskwright.cli import main  # its console reads COLUMNS
 

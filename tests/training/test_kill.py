@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ from tests.processes import FORKS
 def go(recipe, out, kill_at=None):
     """Start the run or go on with it, in a process that may be killed; at a step, or from outside."""
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as it is outside of tests
     usual = loop._step
 
     def step(run, *arguments):
