@@ -47,7 +47,7 @@ def speed() -> list[list[str]]:
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             masks = theirs([torch.from_numpy(image).permute(2, 0, 1) / 255])[0]["masks"]
         assert len(masks) == 100
-        return [coco_mask.encode(np.asfortranarray(m[0].numpy() > 0.5)) for m in masks]
+        return [coco_mask.encode(np.asfortranarray((m[0] > 0.5).numpy())) for m in masks]
 
     def maskwright(model: Model) -> object:
         masks = model.predict(image, threshold=0.0).masks
