@@ -1,5 +1,7 @@
 """Where and how precisely to compute."""
 
+import ctypes
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -47,3 +49,10 @@ def choose_precision(precision: Literal["auto", "float32", "bfloat16"], device: 
     else:
         fast = False
     return Precision(device, "bfloat16" if fast else "float32")
+
+
+def return_freed_memory() -> None:
+    """Give heap pages that hold nothing back to the system; glibc keeps them after work on tensors of many sizes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -32,6 +32,7 @@ from maskwright.layers.norms import has_frozen_norms
 from maskwright.recipes import Recipe, Stage
 from maskwright.runs import ModelCard, Precision, choose_precision, initialize, save_model
 from maskwright.runs.checkpoints import WEIGHTS, all_arguments, build_system, read_model, read_tensors, save_tensors
+from maskwright.runs.device import return_freed_memory
 from maskwright.runs.progress import shown
 from maskwright.structures import ImageBatch, Instances
 from maskwright.systems import Loss, System, Task
@@ -241,6 +242,7 @@ def _evaluate(run: _Run) -> tuple[dict[str, float], list[DetectionMetrics]]:
             metrics,
         )
     losses, scores = processes.tell(answer)
+    return_freed_memory()  # validation images have sizes of their own
     return losses, scores
 
 
