@@ -47,14 +47,7 @@ def import_weights(
         ValueError: a file that is not such a checkpoint, with what is missing, left over or of another shape.
     """
     file, out = Path(file), Path(out)
-    builders = _FROM_TORCHVISION | {builder: builder for builder in _FROM_TORCHVISION.values()}
-    if system not in builders:
-        raise ValueError(f"weights cannot be imported into {system!r} yet: there are {', '.join(_FROM_TORCHVISION)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: the folder is not empty: choose another --out")
-    if taken := {"num_classes", "norm_eps"} & set(arguments or {}):
-        raise ValueError(f"{', '.join(sorted(taken))} cannot be set: rows count the classes, --norm-eps gives the norms' eps")
-    builder = builders[system]
+    builder = _check(system, out, arguments or {})
     converted = _read_torchvision(file)
     names = _names(file, converted.num_classes, classes)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -81,6 +74,18 @@ def import_weights(
     if not is_official and norm_eps is None and not converted.has_trained_norms:
         say("weights fine-tuned from those torchvision publishes were trained with eps 0: import those with --norm-eps 0")
     return card
+
+
+def _check(system: str, out: Path, arguments: Mapping[str, Any]) -> str:
+    """The builder for what is asked for, after a look at all that needs no file."""
+    builders = _FROM_TORCHVISION | {builder: builder for builder in _FROM_TORCHVISION.values()}
+    if system not in builders:
+        raise ValueError(f"weights cannot be imported into {system!r} yet: there are {', '.join(_FROM_TORCHVISION)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: the folder is not empty: choose another --out")
+    if taken := {"num_classes", "norm_eps"} & set(arguments):
+        raise ValueError(f"{', '.join(sorted(taken))} cannot be set: rows count the classes, --norm-eps gives the norms' eps")
+    return builders[system]
 
 
 def _names(file: Path, num_classes: int, given: Sequence[str] | None) -> tuple[str, ...]:
