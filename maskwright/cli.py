@@ -200,9 +200,9 @@ def import_(
         classes=None if classes is None else [name.strip() for name in classes.split(",")],
         norm_eps=norm_eps,
         arguments=parse_assignments(set_ or []),
-        say=lambda text: console.print(text, highlight=False),
+        say=lambda text: console.print(text, highlight=False, soft_wrap=True),
     )
-    console.print(f"imported into {out}: try 'maskwright predict {out} IMAGES --out pred/'", highlight=False)
+    console.print(f"imported into {out}: try 'maskwright predict {out} IMAGES --out pred/'", highlight=False, soft_wrap=True)
 
 
 def _limits(text: str) -> list[int]:

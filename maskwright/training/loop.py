@@ -109,9 +109,8 @@ def train(
             run.stage, run.step, state = run.stage + 1, 0, None
         if processes.is_first:
             _write_report(run)
-        console.print(
-            f"the best model is in {out / 'best'}, the last in {out / 'last'}, the metrics in {out / METRICS}", highlight=False
-        )
+        where = f"the best model is in {out / 'best'}, the last in {out / 'last'}, the metrics in {out / METRICS}"
+        console.print(where, highlight=False, soft_wrap=True)
         return metrics or _evaluate(run)[1][-1]
 
 
