@@ -11,7 +11,7 @@ tiny proposals and detections dropped; soft mask targets; masks pasted into boxe
 Legend: R RoIs of one image · M mask side · h, w a mask's window · S samples of a cell, per side.
 """
 
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -116,96 +116,62 @@ def whole_pixel_windows(probs: Tensor, boxes: Tensor) -> MaskProbs:
 # Sizes
 
 
-def _torchvision_rcnn(
-    *,
-    num_classes: int,
-    has_masks: bool,
-    norm_eps: float,
-    max_detections: int,
-    num_proposals: int,
-    score_threshold: float,
-    short_px: int,
-    long_px: int,
-) -> FasterRCNN:
-    strides = (4, 8, 16, 32)
-    norm: Literal["frozen"] = "frozen"
-    body = Backbone("resnet50", strides=strides, norm=norm, norm_eps=norm_eps)
+def _torchvision_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
+    """Builder of one of the two, from torchvision's parts."""
 
-    def pool(side: int) -> RoiAlign:
-        return RoiAlign(side, strides=strides, sampling_ratio=2, aligned=False, level_tolerance=1e-6)
+    def build(
+        *,
+        num_classes: int,
+        norm_eps: float = 1e-5,
+        max_detections: int = 100,
+        num_proposals: int = 1000,
+        score_threshold: float = 0.05,
+        short_px: int = 800,
+        long_px: int = 1333,
+    ) -> FasterRCNN:
+        strides = (4, 8, 16, 32)
+        body = Backbone("resnet50", strides=strides, norm="frozen", norm_eps=norm_eps)
 
-    mask_head = MaskHead(256, num_classes=num_classes, pool=pool(14), targets=soft_mask_targets, lay=whole_pixel_windows)
-    return FasterRCNN(
-        input=InputSpec(resize=ResizeRule(short_px, long_px, rounding="floor", antialias=False)),
-        backbone=body,
-        fpn=FeaturePyramid(body.channels, channels=256, extra_levels=1),
-        rpn=RegionProposalNetwork(
-            256,
-            anchors=RoundedAnchors(ANCHORS_FPN),
-            matcher=IouMatcher(positive=0.7, negative=0.3, rescue_above=-1.0),
-            sampler=SampledMeanSampler(256, positive_fraction=0.5),
-            box_beta=BETA,
-            min_side_px=1e-3,
-        ),
-        roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
-        box_head=BoxHead(
-            256,
-            hidden=1024,
-            num_classes=num_classes,
-            pool=pool(7),
-            box_beta=BETA,
-            score_threshold=score_threshold,
-            min_side_px=1e-2,
-        ),
-        instance_heads={"mask": mask_head} if has_masks else {},
-        num_proposals=num_proposals,
-        num_training_proposals=2000,
-        num_training_candidates=2000,
-        max_detections=max_detections,
-    )
+        def pool(side: int) -> RoiAlign:
+            return RoiAlign(side, strides=strides, sampling_ratio=2, aligned=False, level_tolerance=1e-6)
 
+        mask = MaskHead(256, num_classes=num_classes, pool=pool(14), targets=soft_mask_targets, lay=whole_pixel_windows)
+        return FasterRCNN(
+            input=InputSpec(resize=ResizeRule(short_px, long_px, rounding="floor", antialias=False)),
+            backbone=body,
+            fpn=FeaturePyramid(body.channels, channels=256, extra_levels=1),
+            rpn=RegionProposalNetwork(
+                256,
+                anchors=RoundedAnchors(ANCHORS_FPN),
+                matcher=IouMatcher(positive=0.7, negative=0.3, rescue_above=-1.0),
+                sampler=SampledMeanSampler(256, positive_fraction=0.5),
+                box_beta=BETA,
+                min_side_px=1e-3,
+            ),
+            roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
+            box_head=BoxHead(
+                256,
+                hidden=1024,
+                num_classes=num_classes,
+                pool=pool(7),
+                box_beta=BETA,
+                score_threshold=score_threshold,
+                min_side_px=1e-2,
+            ),
+            instance_heads={"mask": mask} if has_masks else {},
+            num_proposals=num_proposals,
+            num_training_proposals=2000,
+            num_training_candidates=2000,
+            max_detections=max_detections,
+        )
 
-def faster_rcnn_r50_fpn_torchvision(
-    *,
-    num_classes: int,
-    norm_eps: float = 1e-5,
-    max_detections: int = 100,
-    num_proposals: int = 1000,
-    score_threshold: float = 0.05,
-    short_px: int = 800,
-    long_px: int = 1333,
-) -> FasterRCNN:
-    """Faster R-CNN, R50-FPN, with torchvision's parts: for weights from there."""
-    return _torchvision_rcnn(
-        num_classes=num_classes,
-        has_masks=False,
-        norm_eps=norm_eps,
-        max_detections=max_detections,
-        num_proposals=num_proposals,
-        score_threshold=score_threshold,
-        short_px=short_px,
-        long_px=long_px,
-    )
+    build.__doc__ = summary
+    return build
 
 
-def mask_rcnn_r50_fpn_torchvision(
-    *,
-    num_classes: int,
-    norm_eps: float = 1e-5,
-    max_detections: int = 100,
-    num_proposals: int = 1000,
-    score_threshold: float = 0.05,
-    short_px: int = 800,
-    long_px: int = 1333,
-) -> FasterRCNN:
-    """Mask R-CNN, R50-FPN, with torchvision's parts: for weights from there."""
-    return _torchvision_rcnn(
-        num_classes=num_classes,
-        has_masks=True,
-        norm_eps=norm_eps,
-        max_detections=max_detections,
-        num_proposals=num_proposals,
-        score_threshold=score_threshold,
-        short_px=short_px,
-        long_px=long_px,
-    )
+faster_rcnn_r50_fpn_torchvision = _torchvision_rcnn(
+    has_masks=False, summary="Faster R-CNN, R50-FPN, with torchvision's parts: for weights from there."
+)
+mask_rcnn_r50_fpn_torchvision = _torchvision_rcnn(
+    has_masks=True, summary="Mask R-CNN, R50-FPN, with torchvision's parts: for weights from there."
+)
