@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from maskwright.data.loader import Address, Share
 from maskwright.training import loop, train
-from maskwright.training.distributed import Processes
+from maskwright.training.distributed import Processes, own_device
 from tests.conftest import make_coco, tiny_recipe
 
 WORKER = """
@@ -123,6 +123,19 @@ def test_shares_cover_a_batch_once():
         assert sorted(a.index for a in seen if a.weight) == list(range(10, 10 + images))
         assert {a for a in seen if not a.weight} <= {Address(7, 10, 0.0)}
         assert {a.epoch for a in seen} == {7}
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
+    assert own_device("cpu") == "cpu"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_device("cpu") == "cpu"
+    with pytest.raises(ValueError, match=r"device 'cuda:1': each of several processes takes a GPU of its own"):
+        own_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="more processes than GPUs, 1: lower --nproc-per-node"):
+        own_device("auto")
 
 
 def test_one_process_needs_no_group():
