@@ -134,8 +134,8 @@ def parity(data: Path, out: Path, *, steps: int) -> None:
     ap = evaluate(model, data=data, console=Console(markup=False)).metrics["segm"].ap
     notes = (
         f"20 images; `maskrcnn_resnet50_fpn` trained from scratch for {steps} steps of 4 images (mask AP {100 * ap:.1f}), its "
-        "state dict through `maskwright import`; float32, nuclei val. The second row is torchvision against itself, its tensors "
-        "laid out otherwise."
+        "state dict through `maskwright import`; float32, nuclei val. The second row is torchvision against itself, its "
+        "tensors laid out otherwise."
     )
     report("parity", COMMAND, rows, notes)
 
