@@ -14,7 +14,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign
 
 from maskwright.layers.backbones import Backbone
-from maskwright.layers.fpn import FeaturePyramid
+from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.structures import ImageBatch, InputSpec, Instances, Masks, ResizeRule
 from maskwright.systems import Loss, Task
 
@@ -118,7 +118,7 @@ def torchvision_small(
 ) -> TorchvisionMaskRCNN:
     """The architecture and sizes of mask-rcnn-small, everything after the pyramid torchvision's."""
     body = Backbone("resnet18", strides=(4, 8, 16), norm="group")
-    features = _Features(body, FeaturePyramid(body.channels, channels=128, extra_levels=2), 128)
+    features = _Features(body, FeaturePyramid(body.channels, channels=128, coarser=SubsampledLevels(2)), 128)
     model = MaskRCNN(
         features,
         rpn_anchor_generator=_Anchors(((24,), (48,), (96,), (192,), (384,)), ((0.5, 1.0, 2.0),) * 5),

@@ -89,6 +89,14 @@ class SampledMeanSampler(BalancedSampler):
         return num_drawn
 
 
+def first_of_each(groups: Tensor, num_groups: int) -> Tensor:
+    """Where each group occurs first, -1 where it does not, int64 (num_groups,) from group numbers int64 (N,)."""
+    count = len(groups)
+    first = torch.full((num_groups,), count, device=groups.device)
+    first = first.scatter_reduce(0, groups, torch.arange(count, device=groups.device), "amin")
+    return torch.where(first < count, first, -1)
+
+
 def _draw(indices: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` of the indices; drawn on the CPU, so that every device draws the same."""
     return indices[torch.randperm(len(indices), generator=generator)[:count].to(indices.device)]

@@ -4,13 +4,16 @@ They answer {stride: (B, C, H / stride, W / stride)}.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import timm
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from maskwright.layers.norms import GroupNorm, freeze_norms
+from maskwright.structures import InputSpec, ResizeRule
 
 
 class Backbone(nn.Module):
@@ -21,9 +24,19 @@ class Backbone(nn.Module):
         strides: the feature maps wanted, input px per cell.
         norm: "frozen" batch norm, whose statistics must come with pretrained weights, or "group", which trains from scratch.
         norm_eps: added to the variance of a frozen norm.
+        stride_in_1x1: whether stages halve the resolution in their first 1×1 convolution, as the original ResNets do
+            (weights of Caffe, Detectron, detectron2), and not in the 3×3 one (weights of timm and torchvision).
     """
 
-    def __init__(self, name: str, *, strides: Sequence[int], norm: Literal["frozen", "group"], norm_eps: float = 1e-5) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        strides: Sequence[int],
+        norm: Literal["frozen", "group"],
+        norm_eps: float = 1e-5,
+        stride_in_1x1: bool = False,
+    ) -> None:
         super().__init__()
         options: dict[str, Any] = {"norm_layer": GroupNorm if norm == "group" else partial(nn.BatchNorm2d, eps=norm_eps)}
         levels = {2: 0, 4: 1, 8: 2, 16: 3, 32: 4}  # timm numbers the maps of its residual networks by stride
@@ -32,9 +45,53 @@ class Backbone(nn.Module):
         self.strides = tuple(strides)
         self.channels = dict(zip(network.feature_info.reduction(), network.feature_info.channels(), strict=True))
         self.network: nn.Module = network
+        if stride_in_1x1:
+            _move_strides(network)
         if norm == "frozen":
             freeze_norms(network)
 
     def forward(self, pixels: Tensor) -> dict[int, Tensor]:
         """Feature maps by stride."""
         return dict(zip(self.strides, self.network(pixels), strict=True))
+
+
+@dataclass(frozen=True)
+class WeightsOrigin:
+    """What weights of a ResNet expect, by whoever trained them; mixing two of them costs accuracy without an error.
+
+    Args:
+        stride_in_1x1, norm_eps: of the network, see `Backbone`.
+        pixels: the part of `InputSpec` that says what values pixels have.
+    """
+
+    stride_in_1x1: bool
+    norm_eps: float
+    pixels: dict[str, Any]
+
+    def backbone(self, name: str, *, strides: Sequence[int], norm: Literal["frozen", "group"]) -> Backbone:
+        """The network these weights fit."""
+        return Backbone(name, strides=strides, norm=norm, norm_eps=self.norm_eps, stride_in_1x1=self.stride_in_1x1)
+
+    def input(self, resize: ResizeRule) -> InputSpec:
+        """The pixels these weights expect."""
+        return InputSpec(resize=resize, **self.pixels)
+
+
+def _caffe(mean: tuple[float, float, float]) -> dict[str, Any]:
+    return {"channel_order": "bgr", "value_range": 255, "mean": mean, "std": (1.0, 1.0, 1.0)}
+
+
+ORIGINS = {
+    "timm": WeightsOrigin(stride_in_1x1=False, norm_eps=1e-5, pixels={}),
+    "caffe": WeightsOrigin(stride_in_1x1=True, norm_eps=0.0, pixels=_caffe((102.9801, 115.9465, 122.7717))),
+    "detectron2": WeightsOrigin(stride_in_1x1=True, norm_eps=1e-5, pixels=_caffe((103.53, 116.28, 123.675))),
+}
+"""timm and torchvision; maskrcnn-benchmark, FCOS and EmbedMask (which add nothing to a frozen norm's variance); detectron2."""
+
+Origin = Literal["timm", "caffe", "detectron2"]
+
+
+def _move_strides(network: nn.Module) -> None:
+    for block in network.modules():
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride

@@ -12,19 +12,16 @@ class FeaturePyramid(nn.Module):
     Args:
         in_channels: channels of the backbone's maps, by stride.
         channels: of every level of the pyramid.
-        extra_levels: coarser levels made by taking every second cell of the coarsest one (FPN, sec. 4.1, P6).
+        coarser: makes the levels that follow from the coarsest one, like `SubsampledLevels`.
     """
 
-    def __init__(self, in_channels: Mapping[int, int], *, channels: int, extra_levels: int) -> None:
+    def __init__(self, in_channels: Mapping[int, int], *, channels: int, coarser: nn.Module) -> None:
         super().__init__()
-        self.extra_levels = extra_levels
+        self.coarser = coarser
         self.lateral = nn.ModuleDict({str(s): nn.Conv2d(c, channels, 1) for s, c in in_channels.items()})
         self.output = nn.ModuleDict({str(s): nn.Conv2d(channels, channels, 3, padding=1) for s in in_channels})
         for conv in [*self.lateral.values(), *self.output.values()]:
-            assert isinstance(conv, nn.Conv2d)
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-            assert conv.bias is not None
-            nn.init.zeros_(conv.bias)
+            _init(conv)
 
     def forward(self, features: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """{stride: (B, C_s, H_s, W_s)} → {stride: (B, channels, H_s, W_s)}, finest first."""
@@ -36,7 +33,42 @@ class FeaturePyramid(nn.Module):
             merged = side + F.interpolate(merged, size=side.shape[-2:], mode="nearest")
             levels[stride] = self.output[str(stride)](merged)
         levels = dict(sorted(levels.items()))
-        for _ in range(self.extra_levels):
-            coarsest = max(levels)
-            levels[2 * coarsest] = levels[coarsest][:, :, ::2, ::2]
+        for level in self.coarser(levels[strides[0]]):
+            levels[2 * max(levels)] = level
         return levels
+
+
+class SubsampledLevels(nn.Module):
+    """Coarser levels made by taking every second cell (FPN, sec. 4.1, P6)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, level: Tensor) -> list[Tensor]:
+        """Each half the size of the one before it, the first of `level` (B, C, H, W)."""
+        return [level[:, :, :: 2**k, :: 2**k] for k in range(1, self.count + 1)]
+
+
+class ConvolvedLevels(nn.Module):
+    """Coarser levels by 3×3 convolutions of stride 2, with ReLU between them (RetinaNet, sec. 4; FCOS feeds it P5, not C5)."""
+
+    def __init__(self, channels: int, *, count: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(count))
+        for conv in self.convs:
+            _init(conv)
+
+    def forward(self, level: Tensor) -> list[Tensor]:
+        """Each half the size of the one before it, rounded up, the first of `level` (B, C, H, W)."""
+        levels = [level]
+        for conv in self.convs:
+            levels.append(conv(F.relu(levels[-1]) if len(levels) > 1 else level))
+        return levels[1:]
+
+
+def _init(conv: nn.Module) -> None:
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    nn.init.zeros_(conv.bias)

@@ -1,4 +1,4 @@
-"""Reference boxes of the cells of a feature map.
+"""Reference boxes and reference points of the cells of a feature map.
 
 Legend: P cells of a level · A anchors per cell.
 """
@@ -46,19 +46,39 @@ class RoundedAnchors(PyramidAnchors):
 
     def __call__(self, features: Mapping[int, Tensor]) -> list[Tensor]:
         """Anchors of each level, xyxy px (P·A, 4)."""
-        finest = min(features)
-        height, width = (finest * side for side in self._size(features, finest))  # of the padded image, px
-        grids = []
-        for stride, shapes in self.shapes.items():
-            rows, columns = self._size(features, stride)
-            steps = (height // rows, width // columns)
-            grids.append(anchor_grid(shapes.to(features[stride].device), (rows, columns), steps))
-        return grids
+        return [
+            anchor_grid(shapes.to(features[stride].device), self._size(features, stride), rounded_steps(features, stride))
+            for stride, shapes in self.shapes.items()
+        ]
 
     @staticmethod
     def cell(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
         """Anchors of one cell, centred at the origin, xyxy px, (A, 4); for each ratio the sizes in turn."""
         return anchor_shapes([(size / ratio**0.5, size * ratio**0.5) for ratio in ratios for size in sizes]).round()
+
+
+def cell_centres(features: Mapping[int, Tensor]) -> list[Tensor]:
+    """Centres of the cells of each level, (x, y) px, (P, 2) (FCOS, sec. 3.1: ⌊s/2⌋ + s·j)."""
+    return [
+        anchor_grid(torch.full((1, 4), stride // 2.0, device=f.device), (f.shape[2], f.shape[3]), (stride, stride))[:, :2]
+        for stride, f in features.items()
+    ]
+
+
+def cell_corners(features: Mapping[int, Tensor]) -> list[Tensor]:
+    """Points of the cells of each level as torchvision lays them, (x, y) px, (P, 2): no half cell, whole pixels apart."""
+    return [
+        anchor_grid(torch.zeros(1, 4, device=f.device), (f.shape[2], f.shape[3]), rounded_steps(features, stride))[:, :2]
+        for stride, f in features.items()
+    ]
+
+
+def rounded_steps(features: Mapping[int, Tensor], stride: int) -> tuple[int, int]:
+    """Whole px between the cells of a level, down and across, as torchvision finds them from the padded image's size."""
+    finest = min(features)
+    sides = zip(features[finest].shape[2:], features[stride].shape[2:], strict=True)
+    height, width = (finest * fine // side for fine, side in sides)
+    return height, width
 
 
 def anchor_shapes(sides: Sequence[tuple[float, float]]) -> Tensor:

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalization, 16 channels to a group (Wu and He, Group Normalization, table 3), in the precision of its input.
+    """Group normalization in the precision of its input, by default 16 channels to a group (Wu and He, table 3).
 
     Statistics are gathered in float32 inside the kernel; keeping bf16 activations as they are halves the traffic of a layer
     that does nothing but move memory.
     """
 
-    def __init__(self, num_channels: int, **_: object) -> None:  # timm hands its norms keyword arguments of its own
-        super().__init__(num_groups=max(1, num_channels // 16), num_channels=num_channels)
+    def __init__(self, num_channels: int, *, per_group: int = 16, **_: object) -> None:  # timm's norms get arguments of its own
+        super().__init__(num_groups=max(1, num_channels // per_group), num_channels=num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, …), normalized."""

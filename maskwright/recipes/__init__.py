@@ -2,16 +2,31 @@
 
 from collections.abc import Callable
 
-from maskwright.recipes import mask_rcnn
+from maskwright.recipes import embedmask, fcos, mask_rcnn
 from maskwright.recipes.recipe import DataOptions, Recipe, Stage, parse_recipe, read_recipe
+from maskwright.recipes.small import small_recipe
 from maskwright.systems import find_builder
 
 __all__ = ["RECIPES", "DataOptions", "Recipe", "Stage", "find_recipe", "parse_recipe", "read_recipe"]
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
+    "embedmask-r50": embedmask.embedmask_r50,
+    "embedmask-r50-arxiv": embedmask.embedmask_r50_arxiv,
+    "embedmask-r50-fused": embedmask.embedmask_r50_fused,
+    "embedmask-r50-scalar": embedmask.embedmask_r50_scalar,
+    "embedmask-r101": embedmask.embedmask_r101,
+    "embedmask-r101-arxiv": embedmask.embedmask_r101_arxiv,
+    "embedmask-r101-fused": embedmask.embedmask_r101_fused,
+    "embedmask-r101-scalar": embedmask.embedmask_r101_scalar,
+    "embedmask-small": embedmask.embedmask_small,
+    "embedmask-arxiv-small": embedmask.embedmask_arxiv_small,
+    "embedmask-fused-small": embedmask.embedmask_fused_small,
     "faster-rcnn-r50-fpn": mask_rcnn.faster_rcnn_r50_fpn,
     "faster-rcnn-r50-fpn-torchvision": mask_rcnn.faster_rcnn_r50_fpn_torchvision,
     "faster-rcnn-small": mask_rcnn.faster_rcnn_small,
+    "fcos-r50": fcos.fcos_r50,
+    "fcos-r50-torchvision": fcos.fcos_r50_torchvision,
+    "fcos-small": fcos.fcos_small,
     "mask-rcnn-r50-fpn": mask_rcnn.mask_rcnn_r50_fpn,
     "mask-rcnn-r50-fpn-torchvision": mask_rcnn.mask_rcnn_r50_fpn_torchvision,
     "mask-rcnn-r101-fpn": mask_rcnn.mask_rcnn_r101_fpn,
@@ -21,7 +36,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def find_recipe(system: str) -> Recipe:
-    """The recipe of a system; a system from outside the package starts from the small one's.
+    """The recipe of a system; one from outside the package starts from that of the small sizes.
 
     Raises:
         ValueError: no such system.
@@ -29,4 +44,4 @@ def find_recipe(system: str) -> Recipe:
     find_builder(system)
     if system in RECIPES:
         return RECIPES[system]()
-    return mask_rcnn.mask_rcnn_small().model_copy(update={"system": system})
+    return small_recipe(system)

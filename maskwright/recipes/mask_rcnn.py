@@ -17,6 +17,7 @@ Cost and result: see docs/results.md.
 """
 
 from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, Recipe, ScheduleOptions, Stage
+from maskwright.recipes.small import small_recipe
 
 _SGD_1X = Stage(
     epochs=12,
@@ -82,24 +83,11 @@ def mask_rcnn_r50_fpn_torchvision() -> Recipe:
     return _paper("mask-rcnn-r50-fpn-torchvision", _TORCHVISION)
 
 
-def _small(system: str) -> Recipe:
-    stage = Stage(
-        epochs=30,
-        batch_size=4,
-        optimizer=OptimizerOptions(
-            kind="adamw", lr=5e-4, weight_decay=0.05, bias_weight_decay=0.0, norm_weight_decay=0.0, clip_norm=5.0
-        ),
-        schedule=ScheduleOptions(kind="cosine", warmup_steps=200),
-        augment=AugmentOptions(crop_px=256, jitter=(0.5, 1.6), vertical_flip=0.0, color=0.2),
-    )
-    return Recipe(system=system, stages=(stage,), ema_decay=0.998)
-
-
 def faster_rcnn_small() -> Recipe:
     """Faster R-CNN, small."""
-    return _small("faster-rcnn-small")
+    return small_recipe("faster-rcnn-small")
 
 
 def mask_rcnn_small() -> Recipe:
     """Mask R-CNN, small."""
-    return _small("mask-rcnn-small")
+    return small_recipe("mask-rcnn-small")

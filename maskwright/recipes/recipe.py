@@ -22,17 +22,19 @@ class OptimizerOptions(_Options):
     lr: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     bias_weight_decay: float = Field(ge=0)
-    norm_weight_decay: float = Field(ge=0)
+    norm_weight_decay: float = Field(ge=0, description="of norms; their biases have the smaller of the two")
+    bias_lr_factor: float = Field(default=1.0, gt=0, description="of the learning rate of biases")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="first beta of AdamW")
     clip_norm: float | None = Field(default=None, gt=0, description="gradients are scaled down to this norm")
 
 
 class ScheduleOptions(_Options):
-    """Linear warm-up, then steps or a cosine, over the steps of a stage."""
+    """Warm-up, then steps or a cosine, over the steps of a stage."""
 
     kind: Literal["step", "cosine"]
     warmup_steps: int = Field(ge=0, description="at most a tenth of the stage")
     warmup_factor: float = Field(default=0.001, ge=0, le=1)
+    warmup_kind: Literal["linear", "constant"] = Field(default="linear", description="rising from the factor, or staying there")
     drops: tuple[float, ...] = Field(default=(), description="shares of the stage at which the rate is divided by ten")
 
 

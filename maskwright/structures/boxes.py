@@ -58,6 +58,13 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
     return shared / union.clamp(min=torch.finfo(boxes.dtype).tiny)
 
 
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of each row with the same row of the other, (N, 4) × (N, 4) → (N,); 0 where both are empty."""
+    low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=1)
+    return shared / (area(boxes) + area(others) - shared).clamp(min=torch.finfo(boxes.dtype).tiny)
+
+
 def coverage(boxes: Tensor, others: Tensor) -> Tensor:
     """Share of each of `boxes` that lies inside each of `others`, (N, 4) × (M, 4) → (N, M)."""
     return intersection(boxes, others) / area(boxes)[:, None].clamp(min=torch.finfo(boxes.dtype).tiny)

@@ -210,6 +210,17 @@ class Masks:
         areas = [int(row.sum()) if isinstance(row, np.ndarray) else int((row[1] - row[0]).sum()) for row, _ in self._rows()]
         return torch.tensor(areas, dtype=torch.int64, device=self.device)
 
+    def centroids(self) -> Tensor:
+        """Mean position of the pixels that are on, (x, y) px, float32 (N, 2); the middle of the image for an empty mask."""
+        middle = (self.image_size[1] / 2, self.image_size[0] / 2)
+        points = []
+        for crop, (x0, y0, _, _) in self.crops():
+            across, down = crop.sum(axis=0), crop.sum(axis=1)
+            count = across.sum()
+            sums = ((across * (np.arange(len(across)) + x0 + 0.5)).sum(), (down * (np.arange(len(down)) + y0 + 0.5)).sum())
+            points.append((sums[0] / count, sums[1] / count) if count else middle)
+        return torch.tensor(points, dtype=torch.float32, device=self.device).reshape(-1, 2)
+
     def boxes(self) -> Tensor:
         """Tight boxes, float32 xyxy px (N, 4); zeros for an empty mask."""
         return self.windows.to(torch.float32)
@@ -307,6 +318,40 @@ class Masks:
             return boxes.new_zeros((len(boxes), side, side))
         on = masks.buffer[torch.where(inside, index, 0)] * inside  # (R, M·samples, M·samples)
         return on.reshape(len(boxes), side, samples, side, samples).to(torch.float32).mean(dim=(2, 4))
+
+    def at(self, points: Tensor, rows: Tensor) -> Tensor:
+        """Whether masks are on at points, False outside the image.
+
+        Args:
+            points: (x, y) px in the masks' frame, (R, 2).
+            rows: which mask each point looks at, int64 (R,).
+
+        Returns:
+            bool (R,).
+        """
+        return self.coverage(torch.cat([points, points], dim=1), rows, side=1, samples=1).flatten() > 0
+
+    def sample(self, size: tuple[int, int], *, step: int, first: tuple[int, int]) -> Tensor:
+        """Every mask at regular pixels only: those at `first` + `step`·(i, j), row and column; off outside the image.
+
+        Args:
+            size: (h, w) of the answer.
+            step: px from one sample to the next.
+            first: (row, column) of the sample (0, 0).
+
+        Returns:
+            bool (N, h, w).
+        """
+        masks = self if not self.is_runs.any() else self._expanded(torch.arange(len(self)))
+        answer = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
+        starts = masks.starts.tolist()
+        for i, (x0, y0, x1, y1) in enumerate(masks.windows.tolist()):
+            crop = masks.buffer[starts[i] : starts[i + 1]].reshape(y1 - y0, x1 - x0)
+            row, column = (max(0, -(-(low - f) // step)) for low, f in ((y0, first[0]), (x0, first[1])))
+            seen = crop[first[0] + row * step - y0 :: step, first[1] + column * step - x0 :: step]
+            height, width = (max(0, min(n, s - k)) for n, s, k in zip(seen.shape, size, (row, column), strict=True))
+            answer[i, row : row + height, column : column + width] = seen[:height, :width] != 0
+        return answer
 
     def padded_crops(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
         """Bitmaps of some rows at the top left of a common size, bool (R, h, w); windows must not exceed it.

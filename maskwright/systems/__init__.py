@@ -4,6 +4,16 @@ import difflib
 import importlib
 from collections.abc import Callable
 
+from maskwright.systems.embedmask import embedmask_r50, embedmask_r101, embedmask_small
+from maskwright.systems.embedmask_early import (
+    embedmask_arxiv_small,
+    embedmask_r50_arxiv,
+    embedmask_r50_scalar,
+    embedmask_r101_arxiv,
+    embedmask_r101_scalar,
+)
+from maskwright.systems.embedmask_fused import embedmask_fused_small, embedmask_r50_fused, embedmask_r101_fused
+from maskwright.systems.fcos import fcos_r50, fcos_small
 from maskwright.systems.mask_rcnn import (
     faster_rcnn_r50_fpn,
     faster_rcnn_small,
@@ -13,6 +23,7 @@ from maskwright.systems.mask_rcnn import (
     mask_rcnn_x101_fpn,
 )
 from maskwright.systems.system import Loss, System, Task
+from maskwright.systems.torchvision_fcos import fcos_r50_torchvision
 from maskwright.systems.torchvision_rcnn import faster_rcnn_r50_fpn_torchvision, mask_rcnn_r50_fpn_torchvision
 
 __all__ = ["SYSTEMS", "Builder", "Loss", "System", "Task", "find_builder"]
@@ -20,9 +31,23 @@ __all__ = ["SYSTEMS", "Builder", "Loss", "System", "Task", "find_builder"]
 Builder = Callable[..., System]
 
 SYSTEMS: dict[str, Builder] = {
+    "embedmask-r50": embedmask_r50,
+    "embedmask-r50-arxiv": embedmask_r50_arxiv,
+    "embedmask-r50-fused": embedmask_r50_fused,
+    "embedmask-r50-scalar": embedmask_r50_scalar,
+    "embedmask-r101": embedmask_r101,
+    "embedmask-r101-arxiv": embedmask_r101_arxiv,
+    "embedmask-r101-fused": embedmask_r101_fused,
+    "embedmask-r101-scalar": embedmask_r101_scalar,
+    "embedmask-small": embedmask_small,
+    "embedmask-arxiv-small": embedmask_arxiv_small,
+    "embedmask-fused-small": embedmask_fused_small,
     "faster-rcnn-r50-fpn": faster_rcnn_r50_fpn,
     "faster-rcnn-r50-fpn-torchvision": faster_rcnn_r50_fpn_torchvision,
     "faster-rcnn-small": faster_rcnn_small,
+    "fcos-r50": fcos_r50,
+    "fcos-r50-torchvision": fcos_r50_torchvision,
+    "fcos-small": fcos_small,
     "mask-rcnn-r50-fpn": mask_rcnn_r50_fpn,
     "mask-rcnn-r50-fpn-torchvision": mask_rcnn_r50_fpn_torchvision,
     "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from maskwright.layers.assignment import BalancedSampler, IouMatcher
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.box_coding import BoxCoder
-from maskwright.layers.fpn import FeaturePyramid
+from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.grids import PyramidAnchors
+from maskwright.layers.initialization import init_normal
 from maskwright.layers.nms import nms_by_group
 from maskwright.layers.precision import ClassConv1x1, Float32Conv2d, Float32Linear
 from maskwright.layers.roi import RoiAlign, Rois
@@ -198,7 +199,7 @@ class RegionProposalNetwork(nn.Module):
         self.objectness = Float32Conv2d(channels, anchors.per_cell, 1)
         self.deltas = Float32Conv2d(channels, 4 * anchors.per_cell, 1)
         for layer in (self.conv, self.objectness, self.deltas):
-            _init_normal(layer, std=0.01)
+            init_normal(layer, std=0.01)
         self.anchors = anchors
         self.coder = BoxCoder()
         self.matcher = matcher
@@ -341,8 +342,8 @@ class BoxHead(nn.Module):
         for layer in (self.fc1, self.fc2):
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
-        _init_normal(self.classes, std=0.01)
-        _init_normal(self.deltas, std=0.001)
+        init_normal(self.classes, std=0.01)
+        init_normal(self.deltas, std=0.001)
         self.coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))  # Fast R-CNN's code, BBOX_REG_WEIGHTS
         self.box_beta = box_beta
         self.score_threshold = score_threshold
@@ -438,7 +439,7 @@ class MaskHead(nn.Module):
         for layer in (*self.convs, self.deconv):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
-        _init_normal(self.predictor, std=0.001)
+        init_normal(self.predictor, std=0.001)
 
     def forward(self, features: Features, rois: Rois, labels: Tensor) -> Tensor:
         """Mask logits of each RoI for the class it is given, (R, M, M)."""
@@ -478,12 +479,6 @@ def _masks_of(target: Instances) -> Masks:
     return target.masks
 
 
-def _init_normal(layer: nn.Conv2d | nn.Linear, *, std: float) -> None:
-    nn.init.normal_(layer.weight, std=std)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
 # Sizes
 
 PIXELS_800 = ResizeRule(short_px=800, long_px=1333)  # Mask R-CNN, sec. 3.1
@@ -507,7 +502,7 @@ def _pyramid_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[.
         return FasterRCNN(
             input=InputSpec(resize=PIXELS_800),
             backbone=body,
-            fpn=FeaturePyramid(body.channels, channels=256, extra_levels=1),
+            fpn=FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1)),
             rpn=RegionProposalNetwork(256, anchors=PyramidAnchors(ANCHORS_FPN)),
             roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
             box_head=BoxHead(
@@ -567,7 +562,7 @@ def _small_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
         return FasterRCNN(
             input=InputSpec(resize=ResizeRule(short_px, long_px)),
             backbone=body,
-            fpn=FeaturePyramid(body.channels, channels=128, extra_levels=2),
+            fpn=FeaturePyramid(body.channels, channels=128, coarser=SubsampledLevels(2)),
             rpn=RegionProposalNetwork(128, anchors=anchors),
             roi_sampler=RoiSampler(num_classes=num_classes, per_image=128),
             box_head=BoxHead(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from maskwright.layers.assignment import IouMatcher, SampledMeanSampler
 from maskwright.layers.backbones import Backbone
-from maskwright.layers.fpn import FeaturePyramid
+from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.grids import RoundedAnchors
 from maskwright.layers.roi import RoiAlign
 from maskwright.structures import InputSpec, MaskProbs, Masks, ResizeRule
@@ -139,7 +139,7 @@ def _torchvision_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterR
         return FasterRCNN(
             input=InputSpec(resize=ResizeRule(short_px, long_px, rounding="floor", antialias=False)),
             backbone=body,
-            fpn=FeaturePyramid(body.channels, channels=256, extra_levels=1),
+            fpn=FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1)),
             rpn=RegionProposalNetwork(
                 256,
                 anchors=RoundedAnchors(ANCHORS_FPN),

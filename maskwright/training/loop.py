@@ -137,7 +137,7 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
         while run.step < total:
             factor = learning_rate_factor(stage.schedule, run.step, total)
             for group in optimizer.param_groups:
-                group["lr"] = stage.optimizer.lr * factor
+                group["lr"] = stage.optimizer.lr * factor * group["lr_factor"]
             losses = _step(run, network, optimizer, list(islice(batches, stage.micro_batches)), stage.optimizer.clip_norm)
             run.step += 1
             run.time_s, tick = run.time_s + time.monotonic() - tick, time.monotonic()

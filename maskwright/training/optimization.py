@@ -30,20 +30,26 @@ def set_trainable(system: System, stage: Stage) -> None:
 
 
 def build_optimizer(system: System, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """An optimizer over the trainable parameters, with weight decay by kind of parameter."""
+    """An optimizer over the trainable parameters, with weight decay and learning rate by kind of parameter.
+
+    A group's "lr_factor" is what the learning rate of a step is multiplied by for it.
+    """
     norm_parameters = {id(p) for m in system.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
-    groups: dict[float, list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in system.named_parameters():
         if not parameter.requires_grad:
             continue
+        decays = []
         if id(parameter) in norm_parameters:
-            decay = options.norm_weight_decay
-        elif name.endswith("bias"):
-            decay = options.bias_weight_decay
-        else:
-            decay = options.weight_decay
-        groups.setdefault(decay, []).append(parameter)
-    listed = [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
+            decays.append(options.norm_weight_decay)
+        if name.endswith("bias"):
+            decays.append(options.bias_weight_decay)
+        factor = options.bias_lr_factor if name.endswith("bias") else 1.0
+        groups.setdefault((min(decays, default=options.weight_decay), factor), []).append(parameter)
+    listed = [
+        {"params": parameters, "weight_decay": decay, "lr": options.lr * factor, "lr_factor": factor}
+        for (decay, factor), parameters in groups.items()
+    ]
     if options.kind == "sgd":
         return torch.optim.SGD(listed, lr=options.lr, momentum=options.momentum)
     return torch.optim.AdamW(listed, lr=options.lr, betas=(options.momentum, 0.999))
@@ -59,7 +65,7 @@ def learning_rate_factor(schedule: ScheduleOptions, step: int, total: int) -> fl
     warmup = min(schedule.warmup_steps, total // 10)
     if step < warmup:
         start = schedule.warmup_factor
-        factor *= start + (1 - start) * (step + 1) / warmup
+        factor *= start if schedule.warmup_kind == "constant" else start + (1 - start) * (step + 1) / warmup
     return factor
 
 

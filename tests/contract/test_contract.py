@@ -15,7 +15,7 @@ SMALL = [name for name in SYSTEMS if name.endswith("-small")]
 
 def build(name, seed=0, **arguments):
     torch.manual_seed(seed)
-    return SYSTEMS[name](num_classes=3, **arguments)
+    return SYSTEMS[name](num_classes=3, **{"score_threshold": 0.0, **arguments})
 
 
 def batch_of(system, sizes, seed=0):
@@ -50,6 +50,16 @@ def objects(size, n, seed=0, crowd=False):
     return Instances(size, boxes=masks.boxes(), labels=torch.arange(n) % 3, masks=masks, is_crowd=flags)
 
 
+def squares(size, sides):
+    """Objects for every level of a pyramid, so that all its parts learn."""
+    dense = torch.zeros(len(sides), *size, dtype=torch.bool)
+    for row, side in zip(dense, sides, strict=True):
+        y, x = (size[0] - side) // 3, 2 * (size[1] - side) // 3
+        row[y : y + side, x : x + side] = True
+    masks = Masks.from_dense(dense)
+    return Instances(size, boxes=masks.boxes(), labels=torch.arange(len(sides)) % 3, masks=masks)
+
+
 def total(losses):
     return sum(loss.total / loss.count.clamp(min=1) for loss in losses.values())
 
@@ -60,8 +70,11 @@ def test_loss_is_finite_and_reaches_every_parameter(name):
     with torch.no_grad():
         for parameter in system.parameters():  # residual branches start at zero and send no gradient in the first step
             parameter.add_(0.01 * torch.randn_like(parameter))
-    batch = batch_of(system, [(64, 96), (96, 80)])
-    losses = system.loss(batch, [objects((64, 96), 4), objects((96, 80), 3, crowd=True)])
+        for key, parameter in system.named_parameters():
+            if key.endswith("ltrb.bias"):  # where all four distances of a location are cut off at 0, nothing is learnt
+                parameter.add_(0.5)
+    batch = batch_of(system, [(640, 576), (96, 80)])
+    losses = system.loss(batch, [squares((640, 576), [40, 100, 200, 400, 570]), objects((96, 80), 3, crowd=True)])
     assert all(loss.total.dtype == torch.float32 and loss.total.shape == () for loss in losses.values())
     total(losses).backward()
     for key, parameter in system.named_parameters():
@@ -152,7 +165,8 @@ def test_two_micro_batches_give_the_gradient_of_one(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_saved_and_loaded_is_the_same(name, tmp_path):
     system = build(name, max_detections=7)
-    card = ModelCard(name, {"num_classes": 3, "max_detections": 7}, Categories(("a", "b", "c"), (4, 2, 9)), system.input)
+    arguments = {"num_classes": 3, "max_detections": 7, "score_threshold": 0.0}
+    card = ModelCard(name, arguments, Categories(("a", "b", "c"), (4, 2, 9)), system.input)
     save_model(tmp_path, card, system.state_dict())
     again, back = open_model(tmp_path)
     batch = batch_of(system, [(64, 64)])

@@ -10,7 +10,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from maskwright.layers.assignment import IGNORED, NEGATIVE, POSITIVE, BalancedSampler, IouMatcher
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.box_coding import BoxCoder
-from maskwright.layers.fpn import FeaturePyramid
+from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.grids import PyramidAnchors, RoundedAnchors, anchor_grid
 from maskwright.layers.nms import nms_by_group
 from maskwright.layers.norms import FrozenNorm, GroupNorm, fold_frozen_norms, freeze_norms, has_frozen_norms
@@ -339,7 +339,7 @@ def test_frozen_norms_do_not_learn():
 
 def test_pyramid_equals_torchvision_with_its_weights():
     channels = {4: 8, 8: 16, 16: 32}
-    ours, theirs = FeaturePyramid(channels, channels=12, extra_levels=1), FeaturePyramidNetwork([8, 16, 32], 12)
+    ours, theirs = FeaturePyramid(channels, channels=12, coarser=SubsampledLevels(1)), FeaturePyramidNetwork([8, 16, 32], 12)
     for i, stride in enumerate(channels):
         for mine, other in ((ours.lateral, theirs.inner_blocks), (ours.output, theirs.layer_blocks)):
             other[i][0].load_state_dict(mine[str(stride)].state_dict())

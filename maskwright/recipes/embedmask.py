@@ -1,0 +1,103 @@
+"""Runs of EmbedMask.
+
+Paper sizes: the authors' schedules on COCO 2017 from ImageNet weights, of 16 images a step: 1x is 90,000 steps (12 epochs) at a
+short side of 800 px; 3x is 270,000 (37 epochs), a short side of 640 or 800 px. The fused version (V4) draws from 640 to 800 px
+in both, and warms up as detectron2 does.
+
+    maskwright train embedmask-r50 --data coco --set backbone_weights=timm --out runs/embedmask
+    maskwright evaluate runs/embedmask --data coco --set short_px=600 --set long_px=800      # EmbedMask-600: faster
+
+Cost: not measured by us; the authors used four GPUs. Expect mask AP 34.7 of R50 1x and 38.1 of R101 3x on test-dev (V2, the
+authors' repository), 37.7 of V1's R101 on test-dev, 36.2 and 39.5 on val2017 of the fused R50 1x and R101 3x. Not run by us at
+these sizes.
+
+Small sizes: as the other small systems.
+
+    maskwright train embedmask-small --data nuclei --out runs/embedmask-nuclei
+
+Cost and result: see docs/embedmask.md.
+"""
+
+from maskwright.recipes.fcos import SGD_1X
+from maskwright.recipes.recipe import AugmentOptions, Recipe, ScheduleOptions, Stage
+from maskwright.recipes.small import small_recipe
+
+_DROPS_3X = (210 / 270, 250 / 270)
+_SGD_3X = SGD_1X.model_copy(
+    update={
+        "epochs": 37.0,
+        "schedule": SGD_1X.schedule.model_copy(update={"drops": _DROPS_3X}),
+        "augment": AugmentOptions(short_sides=(640, 800)),  # the code draws one of the two, not from between
+    }
+)
+_FUSED_1X = SGD_1X.model_copy(
+    update={
+        "optimizer": SGD_1X.optimizer.model_copy(
+            update={"bias_weight_decay": 1e-4, "norm_weight_decay": 0.0, "bias_lr_factor": 1.0}
+        ),  # detectron2
+        "schedule": ScheduleOptions(kind="step", warmup_steps=1000, warmup_factor=0.001, drops=(60 / 90, 80 / 90)),
+        "augment": AugmentOptions(short_sides=(640, 672, 704, 736, 768, 800)),
+    }
+)
+_FUSED_3X = _FUSED_1X.model_copy(
+    update={"epochs": 37.0, "schedule": _FUSED_1X.schedule.model_copy(update={"drops": _DROPS_3X})}
+)
+
+
+def _paper(system: str, stage: Stage) -> Recipe:
+    return Recipe(system=system, stages=(stage,), ema_decay=0.0, workers=4)
+
+
+def embedmask_r50() -> Recipe:
+    """EmbedMask (V3), R50, 1x."""
+    return _paper("embedmask-r50", SGD_1X)
+
+
+def embedmask_r101() -> Recipe:
+    """EmbedMask (V3), R101, 3x."""
+    return _paper("embedmask-r101", _SGD_3X)
+
+
+def embedmask_r50_arxiv() -> Recipe:
+    """EmbedMask (V1), R50, 1x."""
+    return _paper("embedmask-r50-arxiv", SGD_1X)
+
+
+def embedmask_r101_arxiv() -> Recipe:
+    """EmbedMask (V1), R101, 3x: expect mask AP 37.7 on test-dev (paperswithcode)."""
+    return _paper("embedmask-r101-arxiv", _SGD_3X)
+
+
+def embedmask_r50_scalar() -> Recipe:
+    """EmbedMask (V2), R50, 1x: expect mask AP 34.7 on test-dev (the authors' repository)."""
+    return _paper("embedmask-r50-scalar", SGD_1X)
+
+
+def embedmask_r101_scalar() -> Recipe:
+    """EmbedMask (V2), R101, 3x: expect mask AP 38.1 on test-dev (the authors' repository)."""
+    return _paper("embedmask-r101-scalar", _SGD_3X)
+
+
+def embedmask_r50_fused() -> Recipe:
+    """EmbedMask (V4), R50, 1x: expect box AP 39.9, mask AP 36.2 (the author's repository)."""
+    return _paper("embedmask-r50-fused", _FUSED_1X)
+
+
+def embedmask_r101_fused() -> Recipe:
+    """EmbedMask (V4), R101, 3x: expect box AP 44.2, mask AP 39.5 (the author's repository)."""
+    return _paper("embedmask-r101-fused", _FUSED_3X)
+
+
+def embedmask_small() -> Recipe:
+    """EmbedMask (V3), small."""
+    return small_recipe("embedmask-small")
+
+
+def embedmask_arxiv_small() -> Recipe:
+    """EmbedMask (V1), small."""
+    return small_recipe("embedmask-arxiv-small")
+
+
+def embedmask_fused_small() -> Recipe:
+    """EmbedMask (V4), small."""
+    return small_recipe("embedmask-fused-small")

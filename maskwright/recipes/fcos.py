@@ -1,0 +1,60 @@
+"""Runs of FCOS.
+
+Paper size: the authors' 1x schedule on COCO 2017, 90,000 steps of 16 images, from ImageNet weights; biases learn twice as fast
+and do not decay.
+
+    maskwright train fcos-r50 --data coco --set backbone_weights=timm --out runs/fcos
+
+Cost: a day or so on four GPUs of 2019. Expect box AP 38.7 (the authors' repository, "improved" R50 1x). Not run by us at
+this size.
+
+Small size: as the other small systems.
+
+    maskwright train fcos-small --data nuclei --out runs/fcos-nuclei
+"""
+
+from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, Recipe, ScheduleOptions, Stage
+from maskwright.recipes.small import small_recipe
+
+SGD_1X = Stage(
+    epochs=12,
+    batch_size=16,
+    optimizer=OptimizerOptions(
+        kind="sgd",
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=1e-4,
+        bias_weight_decay=0.0,
+        norm_weight_decay=1e-4,
+        bias_lr_factor=2.0,
+    ),
+    schedule=ScheduleOptions(
+        kind="step", warmup_steps=500, warmup_factor=1 / 3, warmup_kind="constant", drops=(60 / 90, 80 / 90)
+    ),
+    frozen=("backbone.network.conv1.", "backbone.network.bn1.", "backbone.network.layer1."),  # FREEZE_CONV_BODY_AT 2
+)
+"""The schedule of FCOS's and EmbedMask's releases: one short side of 800 px, flips only."""
+
+_TORCHVISION = SGD_1X.model_copy(
+    update={
+        "epochs": 26.0,  # torchvision, references/detection
+        "optimizer": SGD_1X.optimizer.model_copy(update={"bias_weight_decay": 1e-4, "bias_lr_factor": 1.0}),
+        "schedule": ScheduleOptions(kind="step", warmup_steps=1000, warmup_factor=0.001, drops=(16 / 26, 22 / 26)),
+        "augment": AugmentOptions(),
+    }
+)
+
+
+def fcos_r50() -> Recipe:
+    """FCOS, R50, 1x: expect box AP 38.7 (the authors' repository)."""
+    return Recipe(system="fcos-r50", stages=(SGD_1X,), ema_decay=0.0, workers=4)
+
+
+def fcos_r50_torchvision() -> Recipe:
+    """FCOS, R50, with torchvision's parts and schedule: its own reaches box AP 39.2."""
+    return Recipe(system="fcos-r50-torchvision", stages=(_TORCHVISION,), ema_decay=0.0, workers=4)
+
+
+def fcos_small() -> Recipe:
+    """FCOS, small."""
+    return small_recipe("fcos-small")

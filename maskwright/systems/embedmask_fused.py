@@ -1,0 +1,269 @@
+"""EmbedMask as its author rebuilt it on AdelaiDet (V4), the most accurate version: embedmask.py, other parts.
+
+Source: yinghdb/AdelaiDet, May 2021. The map of pixels is fused from P3, P4 and P5 in a narrow branch (that of CondInst), every
+positive location learns the mask of its object, locations are sampled around the middle of the mask instead of the box, and a
+semantic loss, for training only, teaches the branch's input what classes look like. φ is computed at stride 8; its
+probabilities, not the embeddings, are upsampled.
+
+Differs from the code: group norm in the branches where they train, frozen norms for the author's checkpoints; at most 250
+locations of an image learn masks, there 500 of a processor's two images; detections are drawn at the original size at once, not
+by way of the input's.
+
+Legend: as in embedmask.py.
+"""
+
+import math
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from maskwright.layers.backbones import Origin
+from maskwright.layers.initialization import init_normal
+from maskwright.layers.norms import GroupNorm, freeze_norms
+from maskwright.layers.precision import Float32Conv2d
+from maskwright.structures import Instances, Masks
+from maskwright.systems.embedmask import (
+    EmbeddingMargin,
+    EmbedMask,
+    Lessons,
+    PixelHead,
+    Positions,
+    ProposalHead,
+    Proposals,
+    clip_cells,
+    cut_probability,
+    draw_windows,
+    embedding_energies,
+    everywhere,
+    masks_of,
+)
+from maskwright.systems.fcos import (
+    SMALL_BOUNDS,
+    SMALL_STRIDES,
+    STRIDES,
+    Answers,
+    CenterAssigner,
+    Features,
+    Found,
+    Ranking,
+    paper_body,
+    paper_head,
+    small_body,
+    small_head,
+)
+from maskwright.systems.system import Loss
+
+BranchNorm = Literal["group", "frozen"]
+
+
+def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
+    """Maps (B, C, h, w) upsampled as AdelaiDet does it: cell j lands on sample factor · j + factor / 2, (B, C, f·h, f·w)."""
+    h, w = maps.shape[2:]
+    padded = F.pad(maps, (0, 1, 0, 1), mode="replicate")
+    fine = F.interpolate(padded, size=(factor * h + 1, factor * w + 1), mode="bilinear", align_corners=True)
+    return F.pad(fine, (factor // 2, 0, factor // 2, 0), mode="replicate")[:, :, : factor * h, : factor * w]
+
+
+def _conv_norm_relu(in_channels: int, channels: int, norm: BranchNorm) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    block = nn.Sequential(conv, GroupNorm(channels) if norm == "group" else nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+    if norm == "frozen":
+        freeze_norms(block)
+    return block
+
+
+class FusedBranch(nn.Module):
+    """P3, P4 and P5, narrowed, upsampled and added, then four convolutions (CondInst's mask branch).
+
+    Args:
+        in_channels: of the pyramid.
+        channels: of the branch.
+        norm: of the branch.
+    """
+
+    def __init__(self, in_channels: int, channels: int, *, norm: BranchNorm) -> None:
+        super().__init__()
+        self.refine = nn.ModuleList(_conv_norm_relu(in_channels, channels, norm) for _ in range(3))
+        last = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.kaiming_uniform_(last.weight, a=1)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.tower = nn.Sequential(*(_conv_norm_relu(channels, channels, norm) for _ in range(4)), last)
+
+    def forward(self, features: Features) -> Tensor:
+        """(B, channels, h, w) at stride 8."""
+        finest, *others = sorted(features)[:3]
+        fused = self.refine[0](features[finest])
+        for stride, refine in zip(others, self.refine[1:], strict=True):
+            finer = aligned_bilinear(refine(features[stride]), stride // finest)
+            fused = fused + finer[:, :, : fused.shape[2], : fused.shape[3]]
+        answer: Tensor = self.tower(fused)
+        return answer
+
+
+class SemanticHead(nn.Module):
+    """The class of every cell of P3, where the smallest mask that covers it decides; for training only.
+
+    Args:
+        in_channels: of the pyramid.
+        channels: hidden.
+        num_classes: K.
+        norm: of the branch.
+    """
+
+    CLASS_ROWS: ClassVar = {"classes.weight": 1, "classes.bias": 1}
+
+    def __init__(self, in_channels: int, channels: int, *, num_classes: int, norm: BranchNorm) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(_conv_norm_relu(in_channels, channels, norm), _conv_norm_relu(channels, channels, norm))
+        self.classes = Float32Conv2d(channels, num_classes, 1)
+        init_normal(self.classes, std=0.01, bias=-math.log(0.99 / 0.01))
+
+    def loss(self, features: Features, targets: list[Instances]) -> dict[str, Loss]:
+        """Focal loss by the number of cells that have a class; cells of nothing but a crowd are left out."""
+        stride = min(features)
+        logits = self.classes(self.hidden(features[stride]))  # (B, K, h, w)
+        wanted, counted = torch.zeros_like(logits), torch.ones_like(logits[:, 0], dtype=torch.bool)
+        for i, target in enumerate(targets):
+            sampled = masks_of(target).sample((logits.shape[2], logits.shape[3]), step=stride, first=(stride // 2,) * 2)
+            crowd = target.crowd
+            order = torch.nonzero(~crowd)[:, 0]
+            order = order[masks_of(target).areas()[order].argsort(stable=True)]
+            if len(order):
+                smallest = sampled[order].to(torch.uint8).argmax(dim=0)  # (h, w), the first that is on
+                covered = sampled[order].any(dim=0)
+                y, x = torch.nonzero(covered, as_tuple=True)
+                wanted[i, target.labels[order][smallest[y, x]], y, x] = 1.0
+                counted[i] = covered | ~sampled[crowd].any(dim=0)
+            else:
+                counted[i] = ~sampled[crowd].any(dim=0)
+        focal = sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2).sum(dim=1)
+        return {"semantic": Loss((focal * counted).sum(), wanted.sum())}
+
+
+class MiddleAssigner(CenterAssigner):
+    """Locations are sampled around the middle of an object's mask."""
+
+    def _middles(self, target: Instances) -> Tensor:
+        return masks_of(target).centroids()
+
+
+def all_positives(
+    answers: Answers, proposals: Proposals, image: int, matched: Tensor, target: Instances, generator: torch.Generator
+) -> Lessons:
+    """Every location of an object draws its mask, up to 250 of an image; a mean over all of a batch."""
+    index = torch.nonzero(matched >= 0)[:, 0]
+    chosen = index[torch.randperm(len(index), generator=generator)[:250].to(index.device)]
+    embeddings, precisions = proposals.embeddings[image, chosen], proposals.precisions[image, chosen]
+    return Lessons(matched[chosen], embeddings, precisions, weight=1.0, normalizer=float(len(chosen)), losses={})
+
+
+class UpsampledProbabilities:
+    """φ at stride 8; upsampled to stride 4 for the loss, and to the image for masks."""
+
+    STRIDE = 8
+
+    def __init__(self) -> None:
+        self.cut = cut_probability(0.5)
+        self.region = everywhere
+
+    def energies(self, pixels: Tensor, embeddings: Tensor, precisions: Tensor) -> Tensor:
+        """-ln φ, (R, 2 h, 2 w)."""
+        energies = embedding_energies(pixels.flatten(1), embeddings, precisions)
+        probs = torch.exp(-energies).reshape(-1, *pixels.shape[1:])
+        return -torch.log(aligned_bilinear(probs[:, None], 2)[:, 0].clamp(min=1e-9))
+
+    def targets(self, masks: Masks, size: tuple[int, int]) -> Tensor:
+        """The masks at every fourth pixel, from (2, 2) on."""
+        return masks.sample(size, step=4, first=(2, 2))
+
+    def draw(self, pixels: Tensor, proposals: Proposals, image: int, found: Found, image_size: tuple[int, int]) -> Masks:
+        """Each mask inside its box, grown by a quarter of its sides."""
+        return draw_windows(
+            pixels,
+            proposals.embeddings[image, found.location],
+            proposals.precisions[image, found.location],
+            grown_by_a_quarter(found.instances.boxes, self.STRIDE, (pixels.shape[1], pixels.shape[2])),
+            cut=self.cut,
+            stride=self.STRIDE,
+            first_px=2.5,  # twofold and fourfold aligned upsampling put cell j on pixel 8 j + 6, whose centre is at 8 j + 6.5
+            sizes=(found.instances.image_size, image_size),
+        )
+
+
+def grown_by_a_quarter(boxes: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+    """Boxes grown by a quarter of their sides at each end, and to whole cells."""
+    grow = (boxes[:, 2:] - boxes[:, :2]) / 4
+    low, high = torch.floor((boxes[:, :2] - grow) / stride), torch.ceil((boxes[:, 2:] + grow) / stride)
+    return clip_cells(torch.cat([low, high], dim=1).long(), size)
+
+
+# Sizes
+
+
+def _fused(network: str, *, summary: str) -> Callable[..., EmbedMask]:
+    """Builder of a published size of V4."""
+
+    def build(
+        *,
+        num_classes: int,
+        norm: Literal["frozen", "group"] = "frozen",
+        branch_norm: BranchNorm = "group",
+        weights_origin: Origin = "timm",
+        max_detections: int = 100,
+        num_candidates: int = 1000,
+        score_threshold: float = 0.05,
+        short_px: int = 800,
+        long_px: int = 1333,
+    ) -> EmbedMask:
+        margin = EmbeddingMargin(nn.Conv2d(256, 128, 1), 128, dim=16, strides=STRIDES)
+        return EmbedMask(
+            **paper_body(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
+            assigner=MiddleAssigner(),
+            fcos=paper_head(num_classes, ranking=Ranking(score_floor=score_threshold**0.5), num_candidates=num_candidates),
+            positions=Positions(1.0),
+            pixel_head=PixelHead(FusedBranch(256, 128, norm=branch_norm), 128, dim=16),
+            proposal_head=ProposalHead(nn.Conv2d(256, 128, 1), 128, dim=16, margin=margin),
+            teacher=all_positives,
+            coupling=UpsampledProbabilities(),
+            extra_heads={"semantic": SemanticHead(256, 128, num_classes=num_classes, norm=branch_norm)},
+            mask_weight=1.0,
+            max_detections=max_detections,
+        )
+
+    build.__doc__ = summary
+    return build
+
+
+embedmask_r50_fused = _fused("resnet50", summary="EmbedMask on AdelaiDet (V4), fused mask branch, ResNet-50.")
+embedmask_r101_fused = _fused("resnet101", summary="EmbedMask on AdelaiDet (V4), fused mask branch, ResNet-101.")
+
+
+def embedmask_fused_small(
+    *,
+    num_classes: int,
+    max_detections: int = 300,
+    num_candidates: int = 1000,
+    score_threshold: float = 0.05,
+    short_px: int = 512,
+    long_px: int = 1024,
+) -> EmbedMask:
+    """EmbedMask on AdelaiDet (V4) for a CPU and for tests, trained from scratch: 5.0 M parameters."""
+    margin = EmbeddingMargin(nn.Conv2d(128, 64, 1), 64, dim=16, strides=SMALL_STRIDES)
+    return EmbedMask(
+        **small_body(short_px=short_px, long_px=long_px),
+        assigner=MiddleAssigner(bounds=SMALL_BOUNDS),
+        fcos=small_head(num_classes, ranking=Ranking(score_floor=score_threshold**0.5), num_candidates=num_candidates),
+        positions=Positions(1.0),
+        pixel_head=PixelHead(FusedBranch(128, 64, norm="group"), 64, dim=16),
+        proposal_head=ProposalHead(nn.Conv2d(128, 64, 1), 64, dim=16, margin=margin),
+        teacher=all_positives,
+        coupling=UpsampledProbabilities(),
+        extra_heads={"semantic": SemanticHead(128, 64, num_classes=num_classes, norm="group")},
+        mask_weight=1.0,
+        max_detections=max_detections,
+    )
