@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -29,8 +30,8 @@ SYSTEMS = {"maskwright": "mask-rcnn-small", "torchvision": "benchmarks.peers:tor
 COMMAND = "python -m benchmarks.learning --data nuclei --out runs/learning"
 
 
-def recipe(system: str, data: Path, *, steps: int, seed: int, short_px: int) -> Recipe:
-    """The small recipe with flips and transposition, for a number of steps."""
+def recipe(system: str, data: Path, *, steps: int, seed: int, **arguments: Any) -> Recipe:
+    """The small recipe with flips and transposition, for a number of steps; arguments of the system by name."""
     images = len(open_split(data, "train"))
     small = find_recipe("mask-rcnn-small")
     stage = small.stages[0].model_copy(update={"epochs": steps / -(-images // small.stages[0].batch_size)})
@@ -41,9 +42,8 @@ def recipe(system: str, data: Path, *, steps: int, seed: int, short_px: int) -> 
             "augment.transpose=0.5",
             "evaluate_every=1000",
             f"seed={seed}",
-            f"arguments={{short_px: {short_px}, long_px: {2 * short_px}}}",
         ]
-    )
+    ).model_copy(update={"arguments": arguments})
 
 
 def trained(folder: Path, plan: Recipe) -> dict[str, dict[str, float]]:
@@ -61,7 +61,7 @@ def learning(data: Path, out: Path, *, steps: int, seeds: int) -> None:
     boxes: dict[str, list[float]] = {name: [] for name in SYSTEMS}
     for seed in range(seeds):
         for name, system in SYSTEMS.items():
-            line = trained(out / f"{name}-{seed}", recipe(system, data, steps=steps, seed=seed, short_px=512))
+            line = trained(out / f"{name}-{seed}", recipe(system, data, steps=steps, seed=seed, short_px=512, long_px=1024))
             scores[name].append(100 * line["segm"]["ap"])
             boxes[name].append(100 * line["bbox"]["ap"])
     rows = [["", *(f"seed {s}: mask AP" for s in range(seeds)), "mean mask AP", "mean box AP"]]
@@ -109,7 +109,7 @@ def parity(data: Path, out: Path, *, steps: int) -> None:
     """Train torchvision's own R50 model, import it, and match the answers of both on real images."""
     system = "benchmarks.peers:torchvision_r50"
     folder = out / "torchvision-r50"
-    trained(folder, recipe(system, data, steps=steps, seed=0, short_px=256))
+    trained(folder, recipe(system, data, steps=steps, seed=0, short_px=256, long_px=512))
     theirs: TorchvisionMaskRCNN = torchvision_r50(num_classes=1, short_px=256, long_px=512)
     tensors, _ = read_tensors(find_weights(folder))
     theirs.load_state_dict(tensors)

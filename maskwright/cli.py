@@ -179,17 +179,15 @@ def predict(
 @app.command("import")
 def import_(
     weights: Annotated[Path, typer.Argument(help="Checkpoint of another toolkit; it is never executed.")],
-    system: Annotated[str, typer.Option(help="mask-rcnn-r50-fpn or faster-rcnn-r50-fpn.")],
+    system: Annotated[str, typer.Option(help="What it is of: mask-rcnn-r50-fpn, fcos-r50, embedmask-r50, ...")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    classes: Annotated[
-        str | None, typer.Option(help="Names of rows 1, 2, ..., separated by commas; COCO's by default.")
-    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Names of the classes, separated by commas; COCO's by default.")] = None,
     norm_eps: Annotated[
         float | None, typer.Option(help="Of the frozen norms; by default 0 for published files, 1e-5 for others.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A further argument, like short_px=640.")] = None,
 ) -> None:
-    """Make a run of a torchvision checkpoint, which then answers as torchvision does."""
+    """Make a run of a checkpoint of torchvision or EmbedMask's authors, which then answers as the original does."""
     from maskwright import api
     from maskwright.recipes.recipe import parse_assignments
 

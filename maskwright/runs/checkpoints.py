@@ -20,6 +20,7 @@ FORMAT = 1
 WEIGHTS = "weights.safetensors"
 CARD = "model.json"
 NORM_EPS = 1e-5  # of frozen norms, where a system has no argument for it
+ORIGIN = "timm"  # of a ResNet's weights, likewise
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,11 @@ def initialize(system: System, card: ModelCard, path: Path, say: Callable[[str],
 
 
 def _check_norms(card: ModelCard, source: ModelCard, file: Path) -> None:
-    """Weights of frozen norms mean something else with another eps."""
+    """Weights of frozen norms mean something else with another eps, those of a ResNet with another origin."""
+    origin, other = (c.arguments.get("weights_origin", ORIGIN) for c in (card, source))
+    if origin != other:
+        remedy = f": add --set arguments.weights_origin={other}" if "weights_origin" in card.arguments else ""
+        raise ValueError(f"{file}: its ResNet is that of {other}, {card.system} has that of {origin}{remedy}")
     eps, wanted = (c.arguments.get("norm_eps", NORM_EPS) for c in (card, source))
     if eps != wanted:
         set_it = f"add --set arguments.norm_eps={wanted:g}"

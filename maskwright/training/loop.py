@@ -31,7 +31,7 @@ from maskwright.layers.backbones import Backbone
 from maskwright.layers.norms import has_frozen_norms
 from maskwright.recipes import Recipe, Stage
 from maskwright.runs import ModelCard, Precision, choose_precision, initialize, save_model
-from maskwright.runs.checkpoints import WEIGHTS, all_arguments, build_system, read_model, read_tensors, save_tensors
+from maskwright.runs.checkpoints import ORIGIN, WEIGHTS, all_arguments, build_system, read_model, read_tensors, save_tensors
 from maskwright.runs.device import return_freed_memory
 from maskwright.runs.progress import shown
 from maskwright.structures import ImageBatch, Instances
@@ -469,6 +469,9 @@ def open_data(recipe: Recipe) -> tuple[CocoDataset, CocoDataset]:
 def _starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Path | None, console: Console) -> None:
     """Weights to start from: those of another run, of ImageNet, or none where the norms can do without."""
     if recipe.backbone_weights is not None:
+        origin = card.arguments.get("weights_origin", ORIGIN)
+        if recipe.backbone_weights == "timm" and origin != "timm":
+            raise ValueError(f"timm's weights do not fit a ResNet of {origin}: leave arguments.weights_origin as it is")
         for part in system.modules():
             if isinstance(part, Backbone):
                 load_backbone(part.network, part.name, recipe.backbone_weights)
