@@ -546,6 +546,9 @@ def draw_windows(
 # Sizes
 
 
+SMALL_FACTOR = 5.0  # of coordinates at first: φ of one half 40 px away, not 200, for objects of tens of pixels
+
+
 def _whole_image(threshold: float = 0.53) -> UpsampledEmbeddings:
     return UpsampledEmbeddings(windows=grown_by_two_cells, cut=cut_log_probability(threshold), region=everywhere)
 
@@ -621,7 +624,7 @@ def embedmask_small(
         **small_body(short_px=short_px, long_px=long_px),
         assigner=InMaskAssigner(bounds=SMALL_BOUNDS),
         fcos=small_head(num_classes, ranking=Ranking(class_floor=score_threshold), num_candidates=num_candidates),
-        positions=Positions(nn.Parameter(torch.ones(1))),
+        positions=Positions(nn.Parameter(torch.tensor([SMALL_FACTOR]))),
         pixel_head=PixelHead(FinestTower(128, num_convs=3), 128, dim=16),
         proposal_head=_proposal_head(128, dim=16, strides=SMALL_STRIDES, margin=margin, embeddings=embeddings),
         teacher=best_positive,

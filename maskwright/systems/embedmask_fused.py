@@ -27,6 +27,7 @@ from maskwright.layers.norms import GroupNorm, freeze_norms
 from maskwright.layers.precision import Float32Conv2d
 from maskwright.structures import Instances, Masks
 from maskwright.systems.embedmask import (
+    SMALL_FACTOR,
     EmbeddingMargin,
     EmbedMask,
     Lessons,
@@ -258,7 +259,7 @@ def embedmask_fused_small(
         **small_body(short_px=short_px, long_px=long_px),
         assigner=MiddleAssigner(bounds=SMALL_BOUNDS),
         fcos=small_head(num_classes, ranking=Ranking(score_floor=score_threshold**0.5), num_candidates=num_candidates),
-        positions=Positions(1.0),
+        positions=Positions(SMALL_FACTOR),
         pixel_head=PixelHead(FusedBranch(128, 64, norm="group"), 64, dim=16),
         proposal_head=ProposalHead(nn.Conv2d(128, 64, 1), 64, dim=16, margin=margin),
         teacher=all_positives,

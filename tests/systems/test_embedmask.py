@@ -187,11 +187,11 @@ def test_pixels_and_proposals_have_the_coordinates_of_their_cells():
     answers = system.fcos(features)
     pixels, proposals = system._embed(features, answers)
     assert pixels.shape == (2, 16, 24, 40)
-    assert pixels[1, 0, 5].tolist() == pytest.approx([(4 + 8 * j) / 100 for j in range(40)], abs=1e-6)
-    assert pixels[1, 1, :, 7].tolist() == pytest.approx([1 + (4 + 8 * i) / 100 for i in range(24)], abs=1e-6)
+    assert pixels[1, 0, 5].tolist() == pytest.approx([(4 + 8 * j) / 20 for j in range(40)], abs=1e-5)
+    assert pixels[1, 1, :, 7].tolist() == pytest.approx([1 + (4 + 8 * i) / 20 for i in range(24)], abs=1e-5)
     assert (pixels[:, 5] == 5).all()
-    assert torch.allclose(proposals.embeddings[1, :, 0] * 100, answers.locations.points[:, 0])
-    assert torch.allclose(proposals.embeddings[1, :, 1] * 100 - 100, answers.locations.points[:, 1], atol=1e-4)
+    assert torch.allclose(proposals.embeddings[1, :, 0] * 20, answers.locations.points[:, 0], atol=1e-3)
+    assert torch.allclose(proposals.embeddings[1, :, 1] * 20 - 20, answers.locations.points[:, 1], atol=1e-3)
 
 
 @torch.no_grad()
