@@ -105,6 +105,11 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
+def candidates(system: str) -> str:
+    """What a system calls the boxes it looks at closely."""
+    return "num_proposals" if "rcnn" in system else "num_candidates"
+
+
 def tiny_recipe(data: Path, *changes: str, system: str = "mask-rcnn-small") -> Recipe:
     """A recipe that runs in seconds."""
     recipe = find_recipe(system).with_changes(
@@ -114,7 +119,7 @@ def tiny_recipe(data: Path, *changes: str, system: str = "mask-rcnn-small") -> R
             "workers=0",
             "precision=float32",
             "augment.crop_px=64",
-            "arguments={short_px: 64, long_px: 96, max_detections: 20, num_proposals: 50}",
+            f"arguments={{short_px: 64, long_px: 96, max_detections: 20, {candidates(system)}: 50}}",
         ]
     )
     return recipe.with_changes(changes).model_copy(update={"data": DataOptions(path=str(data))})

@@ -20,6 +20,8 @@ IMPORTABLE = {  # what is asked for → the builder with the parts these weights
     **{name: name for name in _EMBEDMASK},
 }
 
+_FINE_TUNED = "weights fine-tuned from those torchvision publishes were trained with eps 0: import those with --norm-eps 0"
+
 
 def import_weights(
     file: str | Path,
@@ -52,10 +54,7 @@ def import_weights(
     """
     file, out = Path(file), Path(out)
     builder = _check(system, out, arguments or {})
-    converted = _read(file)
-    if converted.system != builder:
-        right = next(asked for asked, found in IMPORTABLE.items() if found == converted.system)
-        raise ValueError(f"{file}: holds the weights of another system: import it with --system {right}")
+    converted = _read(file, builder)
     names = _names(file, converted, classes)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     is_official = any(digest.startswith(known) for known in torchvision.OFFICIAL)
@@ -80,7 +79,7 @@ def import_weights(
     if classes is None:
         say(f"classes named {', '.join(names[:3])}, ...: give others with --classes")
     if converted.norm_eps_unknown and not is_official and norm_eps is None:
-        say("weights fine-tuned from those torchvision publishes were trained with eps 0: import those with --norm-eps 0")
+        say(_FINE_TUNED)
     return card
 
 
@@ -109,16 +108,20 @@ def _names(file: Path, converted: Converted, given: Sequence[str] | None) -> tup
     return names
 
 
-def _read(file: Path) -> Converted:
-    """A checkpoint in our names."""
+def _read(file: Path, builder: str) -> Converted:
+    """A checkpoint of what the builder builds, in our names."""
     state = read_state_dict(file)
     sources: list[Source] = [torchvision, embedmask]
     for source in sources:
         if source.recognizes(state):
             try:
-                return source.convert(state)
+                converted = source.convert(state)
             except ValueError as error:
                 raise ValueError(f"{file}: does not fit the network: {error}") from None
+            if converted.system != builder:
+                right = next(asked for asked, found in IMPORTABLE.items() if found == converted.system)
+                raise ValueError(f"{file}: holds the weights of another system: import it with --system {right}")
+            return converted
     some = ", ".join(list(state)[:3])
     known = "torchvision's Faster R-CNN, Mask R-CNN or FCOS, or of the authors' EmbedMask"
     raise ValueError(f"{file}: not a checkpoint of {known} (it holds {some}, ...)")

@@ -54,6 +54,7 @@ from maskwright.systems.fcos import (
 from maskwright.systems.system import Loss, Task
 
 LN2 = math.log(2)
+MASK_WEIGHT = 0.5  # of the mask loss beside FCOS's three (V1 to V3)
 PRIOR_MARGIN = 2.0  # distance at which φ is one half before anything is learnt
 PRIOR_LOG_PRECISION = math.log(LN2 / PRIOR_MARGIN**2)  # -1.752807
 
@@ -88,10 +89,8 @@ class EmbedMask(nn.Module):
         positions: coordinates of cells, added to embeddings.
         pixel_head: embeddings of pixels.
         proposal_head: embeddings and margins of locations.
-        teacher: which proposals learn an object's mask.
-        coupling: masks from embeddings, and what they should be.
+        coupling: masks from embeddings, and how they are taught.
         extra_heads: further losses on the features, by name.
-        mask_weight: of the mask loss.
         max_detections: per image.
     """
 
@@ -106,10 +105,8 @@ class EmbedMask(nn.Module):
         positions: nn.Module,
         pixel_head: nn.Module,
         proposal_head: nn.Module,
-        teacher: "Teacher",
         coupling: "Coupling",
         extra_heads: Mapping[str, nn.Module],
-        mask_weight: float,
         max_detections: int,
     ) -> None:
         super().__init__()
@@ -122,10 +119,8 @@ class EmbedMask(nn.Module):
         self.positions = positions
         self.pixel_head = pixel_head
         self.proposal_head = proposal_head
-        self.teacher = teacher
         self.coupling = coupling
         self.extra_heads = nn.ModuleDict(extra_heads)
-        self.mask_weight = mask_weight
         self.max_detections = max_detections
 
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
@@ -180,12 +175,12 @@ class EmbedMask(nn.Module):
         losses: dict[str, Loss] = {}
         for i, (target, generator) in enumerate(zip(targets, images.generators(), strict=True)):
             masks = masks_of(target)
-            lessons = self.teacher(answers, proposals, i, matched[i], target, generator)
+            lessons = self.coupling.teacher(answers, proposals, i, matched[i], target, generator)
             logits = logits_of_energy(self.coupling.energies(pixels[i], lessons.embeddings, lessons.precisions))
             wanted = self.coupling.targets(masks, (logits.shape[1], logits.shape[2]))[lessons.rows]
             inside = self.coupling.region(target.boxes[lessons.rows], (logits.shape[1], logits.shape[2]))
             hinge = lovasz_hinge(torch.where(inside, logits, -1e4).flatten(1), (wanted & inside).flatten(1))
-            terms = {"mask": Loss(self.mask_weight * lessons.weight * hinge.sum(), hinge.new_tensor(lessons.normalizer))}
+            terms = {"mask": Loss(lessons.weight * hinge.sum(), hinge.new_tensor(lessons.normalizer))}
             for name, loss in (terms | lessons.losses).items():
                 before = losses.get(name, Loss(hinge.new_zeros(()), hinge.new_zeros(())))
                 losses[name] = Loss(before.total + loss.total, before.count + loss.count)
@@ -223,7 +218,7 @@ class Lessons(NamedTuple):
     precisions: Tensor
     """(R, S)."""
     weight: float
-    """Of each row in the sum of mask losses."""
+    """Of each row in the sum of mask losses, the weight of the whole term included."""
     normalizer: float
     """What the image adds to what that sum is divided by."""
     losses: dict[str, Loss]
@@ -245,7 +240,7 @@ def best_positive(
     taught = torch.nonzero(first >= 0)[:, 0]
     chosen = index[order][first[taught]]
     embeddings, precisions = proposals.embeddings[image, chosen], proposals.precisions[image, chosen]
-    return Lessons(taught, embeddings, precisions, weight=1 / max(1, len(taught)), normalizer=1.0, losses={})
+    return Lessons(taught, embeddings, precisions, weight=MASK_WEIGHT / max(1, len(taught)), normalizer=1.0, losses={})
 
 
 def overlaps(answers: Answers, image: int, index: Tensor, boxes: Tensor) -> Tensor:
@@ -447,6 +442,9 @@ def everywhere(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 class Coupling(Protocol):
     """How embeddings become masks, and what masks teach."""
 
+    teacher: Teacher
+    """Which proposals learn an object's mask."""
+
     def energies(self, pixels: Tensor, embeddings: Tensor, precisions: Tensor) -> Tensor:
         """-ln φ at the resolution of the loss, (R, h', w'), of pixels (D, h, w), embeddings (R, D), precisions (R, S)."""
 
@@ -464,6 +462,7 @@ class UpsampledEmbeddings:
     """Embeddings are upsampled to stride 4; φ is computed, taught and cut there (V1 to V3).
 
     Args:
+        teacher: which proposals learn an object's mask.
         windows: the cells a detection may claim.
         cut: from energies to masks.
         region: the cells that teach.
@@ -471,7 +470,10 @@ class UpsampledEmbeddings:
 
     STRIDE = 4
 
-    def __init__(self, *, windows: Windows, cut: Cut, region: Callable[[Tensor, tuple[int, int]], Tensor]) -> None:
+    def __init__(
+        self, *, teacher: Teacher, windows: Windows, cut: Cut, region: Callable[[Tensor, tuple[int, int]], Tensor]
+    ) -> None:
+        self.teacher = teacher
         self.windows = windows
         self.cut = cut
         self.region = region
@@ -549,8 +551,9 @@ def draw_windows(
 SMALL_FACTOR = 5.0  # of coordinates at first: φ of one half 40 px away, not 200, for objects of tens of pixels
 
 
-def _whole_image(threshold: float = 0.53) -> UpsampledEmbeddings:
-    return UpsampledEmbeddings(windows=grown_by_two_cells, cut=cut_log_probability(threshold), region=everywhere)
+def _whole_image() -> UpsampledEmbeddings:
+    cut = cut_log_probability(0.53)
+    return UpsampledEmbeddings(teacher=best_positive, windows=grown_by_two_cells, cut=cut, region=everywhere)
 
 
 def _proposal_head(
@@ -593,10 +596,8 @@ def _embedmask(network: str, *, summary: str) -> Callable[..., EmbedMask]:
             positions=Positions(nn.Parameter(torch.ones(1))),
             pixel_head=PixelHead(FinestTower(256, num_convs=4), 256, dim=16),
             proposal_head=_proposal_head(256, dim=16, strides=STRIDES, margin=margin, embeddings=embeddings),
-            teacher=best_positive,
             coupling=_whole_image(),
             extra_heads={},
-            mask_weight=0.5,
             max_detections=max_detections,
         )
 
@@ -627,9 +628,7 @@ def embedmask_small(
         positions=Positions(nn.Parameter(torch.tensor([SMALL_FACTOR]))),
         pixel_head=PixelHead(FinestTower(128, num_convs=3), 128, dim=16),
         proposal_head=_proposal_head(128, dim=16, strides=SMALL_STRIDES, margin=margin, embeddings=embeddings),
-        teacher=best_positive,
         coupling=_whole_image(),
         extra_heads={},
-        mask_weight=0.5,
         max_detections=max_detections,
     )

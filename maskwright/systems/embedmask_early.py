@@ -20,6 +20,7 @@ from maskwright.layers.precision import Float32Conv2d, Float32Linear
 from maskwright.layers.towers import flatten_levels
 from maskwright.structures import Instances
 from maskwright.systems.embedmask import (
+    MASK_WEIGHT,
     PRIOR_LOG_PRECISION,
     EmbedMask,
     FinestTower,
@@ -29,6 +30,7 @@ from maskwright.systems.embedmask import (
     Positions,
     ProposalHead,
     Proposals,
+    Teacher,
     UpsampledEmbeddings,
     best_positive,
     clip_cells,
@@ -102,7 +104,7 @@ class AveragedPositives:
             means.append(mean)
         num_objects = max(1, int((~target.crowd).sum()))
         smooth = Loss(self.smooth_weight * spread / num_objects, spread.new_ones(()))
-        return Lessons(taught, means[0], means[1], weight=1 / num_objects, normalizer=1.0, losses={"smooth": smooth})
+        return Lessons(taught, means[0], means[1], weight=MASK_WEIGHT / num_objects, normalizer=1.0, losses={"smooth": smooth})
 
 
 def around_box(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -134,8 +136,9 @@ def grown_by_a_cell(boxes: Tensor, stride: int, size: tuple[int, int]) -> Tensor
 # Sizes
 
 
-def _coupling(threshold: float) -> UpsampledEmbeddings:
-    return UpsampledEmbeddings(windows=grown_by_a_cell, cut=cut_probability(threshold), region=around_box)
+def _coupling(teacher: Teacher, threshold: float) -> UpsampledEmbeddings:
+    cut = cut_probability(threshold)
+    return UpsampledEmbeddings(teacher=teacher, windows=grown_by_a_cell, cut=cut, region=around_box)
 
 
 def _arxiv(network: str, *, summary: str) -> Callable[..., EmbedMask]:
@@ -161,10 +164,8 @@ def _arxiv(network: str, *, summary: str) -> Callable[..., EmbedMask]:
             positions=Positions(0.0),
             pixel_head=PixelHead(FinestTower(256, num_convs=4), 256, dim=32),
             proposal_head=ProposalHead(nn.Identity(), 256, dim=32, margin=BoxMargin()),
-            teacher=AveragedPositives(smooth=smooth),
-            coupling=_coupling(0.5),
+            coupling=_coupling(AveragedPositives(smooth=smooth), 0.5),
             extra_heads={},
-            mask_weight=0.5,
             max_detections=max_detections,
         )
 
@@ -198,10 +199,8 @@ def _scalar(network: str, *, summary: str) -> Callable[..., EmbedMask]:
             positions=Positions(nn.Parameter(torch.ones(1))),
             pixel_head=PixelHead(FinestTower(256, num_convs=4), 256, dim=8),
             proposal_head=ProposalHead(nn.Identity(), 256, dim=8, margin=ScalarMargin(256)),
-            teacher=best_positive,
-            coupling=_coupling(0.53),
+            coupling=_coupling(best_positive, 0.53),
             extra_heads={},
-            mask_weight=0.5,
             max_detections=max_detections,
         )
 
@@ -230,9 +229,7 @@ def embedmask_arxiv_small(
         positions=Positions(0.0),
         pixel_head=PixelHead(FinestTower(128, num_convs=3), 128, dim=32),
         proposal_head=ProposalHead(nn.Identity(), 128, dim=32, margin=BoxMargin()),
-        teacher=AveragedPositives(),
-        coupling=_coupling(0.5),
+        coupling=_coupling(AveragedPositives(), 0.5),
         extra_heads={},
-        mask_weight=0.5,
         max_detections=max_detections,
     )

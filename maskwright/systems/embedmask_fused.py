@@ -35,6 +35,7 @@ from maskwright.systems.embedmask import (
     Positions,
     ProposalHead,
     Proposals,
+    Teacher,
     clip_cells,
     cut_probability,
     draw_windows,
@@ -169,6 +170,7 @@ class UpsampledProbabilities:
     STRIDE = 8
 
     def __init__(self) -> None:
+        self.teacher: Teacher = all_positives
         self.cut = cut_probability(0.5)
         self.region = everywhere
 
@@ -229,10 +231,8 @@ def _fused(network: str, *, summary: str) -> Callable[..., EmbedMask]:
             positions=Positions(1.0),
             pixel_head=PixelHead(FusedBranch(256, 128, norm=branch_norm), 128, dim=16),
             proposal_head=ProposalHead(nn.Conv2d(256, 128, 1), 128, dim=16, margin=margin),
-            teacher=all_positives,
             coupling=UpsampledProbabilities(),
             extra_heads={"semantic": SemanticHead(256, 128, num_classes=num_classes, norm=branch_norm)},
-            mask_weight=1.0,
             max_detections=max_detections,
         )
 
@@ -262,9 +262,7 @@ def embedmask_fused_small(
         positions=Positions(SMALL_FACTOR),
         pixel_head=PixelHead(FusedBranch(128, 64, norm="group"), 64, dim=16),
         proposal_head=ProposalHead(nn.Conv2d(128, 64, 1), 64, dim=16, margin=margin),
-        teacher=all_positives,
         coupling=UpsampledProbabilities(),
         extra_heads={"semantic": SemanticHead(128, 64, num_classes=num_classes, norm="group")},
-        mask_weight=1.0,
         max_detections=max_detections,
     )

@@ -6,16 +6,19 @@ import torch
 import torchvision
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from maskwright.layers.assignment import IGNORED, NEGATIVE, POSITIVE, BalancedSampler, IouMatcher
+from maskwright.layers.assignment import IGNORED, NEGATIVE, POSITIVE, BalancedSampler, IouMatcher, first_of_each
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.box_coding import BoxCoder
-from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
+from maskwright.layers.fpn import ConvolvedLevels, FeaturePyramid, SubsampledLevels
 from maskwright.layers.grids import PyramidAnchors, RoundedAnchors, anchor_grid
 from maskwright.layers.nms import nms_by_group
 from maskwright.layers.norms import FrozenNorm, GroupNorm, fold_frozen_norms, freeze_norms, has_frozen_norms
 from maskwright.layers.roi import RoiAlign, Rois, level_of
+from maskwright.layers.towers import Tower, flatten_levels
 from maskwright.structures import Instances
+from maskwright.structures.boxes import iou, paired_iou
 
 # Anchors
 
@@ -360,3 +363,59 @@ def test_group_norm_trains_in_the_precision_of_its_input():
         assert norm(x.bfloat16()).dtype == torch.bfloat16
     assert math.isclose(float(norm(x).detach().std()), 1, rel_tol=0.01)
     assert GroupNorm(8).num_groups == 1
+
+
+@torch.no_grad()
+def test_convolved_levels_equal_torchvisions():
+    ours, theirs = ConvolvedLevels(12, count=2), LastLevelP6P7(12, 12)
+    for mine, conv in zip(ours.convs, (theirs.p6, theirs.p7), strict=True):
+        conv.load_state_dict(mine.state_dict())
+    level = torch.randn(2, 12, 13, 21)
+    expected, _ = theirs([level], [level], ["p5"])
+    found = ours(level)
+    assert [f.shape[2:] for f in found] == [(7, 11), (4, 6)]
+    for a, b in zip(found, expected[1:], strict=True):
+        assert torch.equal(a, b)
+
+
+@torch.no_grad()
+def test_subsampled_levels_take_every_second_cell():
+    level = torch.arange(35.0).reshape(1, 1, 5, 7)
+    first, second = SubsampledLevels(2)(level)
+    assert torch.equal(first, level[:, :, ::2, ::2])
+    assert torch.equal(second, first[:, :, ::2, ::2])
+
+
+@torch.no_grad()
+def test_tower_is_convolution_norm_and_relu():
+    tower = Tower(64, num_convs=2)
+    theirs = nn.Sequential(
+        *(part for _ in range(2) for part in (nn.Conv2d(64, 64, 3, padding=1), nn.GroupNorm(8, 64), nn.ReLU()))
+    )
+    theirs.load_state_dict(tower.state_dict())
+    x = torch.randn(2, 64, 9, 11)
+    assert torch.allclose(tower(x), theirs(x), atol=1e-5)
+    assert Tower(256, num_convs=4)[1].num_groups == 32  # FCOS
+    assert float(tower[0].weight.std()) == pytest.approx(0.01, rel=0.05)
+
+
+def test_levels_are_laid_one_after_the_other():
+    maps = {8: torch.arange(24.0).reshape(2, 2, 2, 3), 16: 100 + torch.arange(4.0).reshape(2, 2, 1, 1)}
+    flat = flatten_levels(maps)
+    assert flat.shape == (2, 7, 2)
+    assert flat[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5, 100]
+    assert flat[1, :, 1].tolist() == [18, 19, 20, 21, 22, 23, 103]
+
+
+def test_first_of_each_group():
+    assert first_of_each(torch.tensor([2, 0, 2, 0, 4]), 5).tolist() == [1, -1, 0, -1, 4]
+    assert first_of_each(torch.zeros(0, dtype=torch.int64), 2).tolist() == [-1, -1]
+
+
+def test_paired_iou_is_the_diagonal():
+    g = torch.Generator().manual_seed(0)
+    low, other = torch.rand(20, 2, generator=g) * 30, torch.rand(20, 2, generator=g) * 30
+    a = torch.cat([low, low + torch.rand(20, 2, generator=g) * 30], dim=1)
+    b = torch.cat([other, other + torch.rand(20, 2, generator=g) * 30], dim=1)
+    assert torch.allclose(paired_iou(a, b), iou(a, b).diagonal())
+    assert paired_iou(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0

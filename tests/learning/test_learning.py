@@ -15,7 +15,7 @@ from maskwright.structures.boxes import clip
 from maskwright.systems import SYSTEMS, Task
 from maskwright.systems.mask_rcnn import mask_targets
 from maskwright.training import train
-from tests.conftest import EXAMPLES
+from tests.conftest import EXAMPLES, candidates
 
 SMALL = [name for name in SYSTEMS if name.endswith("-small")]
 SIDE_PX, ZOOM = 64, 4
@@ -101,7 +101,7 @@ def test_a_few_images_are_learnt_by_heart(name, large_nuclei, tmp_path, console)
             "augment.horizontal_flip=0",
             "augment.color=0",
             "ema_decay=0.9",
-            "arguments={short_px: 256, long_px: 256, num_proposals: 100, max_detections: 50}",
+            f"arguments={{short_px: 256, long_px: 256, {candidates(name)}: 100, max_detections: 50}}",
         ]
     )
     recipe = recipe.model_copy(update={"data": DataOptions(path=str(large_nuclei))})

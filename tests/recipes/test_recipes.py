@@ -125,11 +125,15 @@ def test_small_recipes_run_two_steps(name, coco_folder, tmp_path, console):
     assert (tmp_path / "run" / "best" / "weights.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "mask-rcnn-r50-fpn" else pytest.mark.slow) for n in LARGE])
+USUAL = ("mask-rcnn-r50-fpn", "embedmask-r50")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in USUAL else pytest.mark.slow) for n in LARGE])
 def test_large_recipes_run_two_steps_from_backbone_weights(name, tmp_path, console):
     make_coco(tmp_path / "data", images=2, split="train")
     make_coco(tmp_path / "data", images=1, split="val")
-    network = {"r50": "resnet50", "r101": "resnet101", "x101": "resnext101_32x8d"}[name.split("-")[2]]
+    networks = {"r50": "resnet50", "r101": "resnet101", "x101": "resnext101_32x8d"}
+    network = next(networks[part] for part in name.split("-") if part in networks)
     torch.manual_seed(0)
     save_file(timm.create_model(network, num_classes=0).state_dict(), tmp_path / "weights.safetensors")
     recipe = find_recipe(name).with_changes(

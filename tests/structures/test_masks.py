@@ -152,3 +152,45 @@ def test_wrong_shapes_and_mixed_sizes_are_refused():
         Masks.from_dense(torch.zeros(3, 3))
     with pytest.raises(ValueError, match="only masks of one image join"):
         Masks.cat([Masks.empty((2, 3)), Masks.empty((3, 2))])
+
+
+def test_masks_at_points_and_at_regular_pixels():
+    g = torch.Generator().manual_seed(0)
+    dense = torch.rand(4, 37, 53, generator=g) < 0.3
+    dense[2] = False
+    dense[3, :30] = False
+    masks = Masks.from_dense(dense)
+    y, x = torch.randint(0, 37, (200,), generator=g), torch.randint(0, 53, (200,), generator=g)
+    rows = torch.randint(0, 4, (200,), generator=g)
+    points = torch.stack([x, y], dim=1) + torch.rand(200, 2, generator=g) * 0.99
+    assert torch.equal(masks.at(points, rows), dense[rows, y, x])
+    outside = torch.tensor([[-0.5, 3.0], [53.0, 3.0], [3.0, 37.0], [3.0, -1.0]])
+    assert not masks.at(outside, torch.tensor([0, 0, 0, 0])).any()
+    for step, first, size in ((4, (1, 2), (9, 13)), (8, (4, 4), (6, 8)), (1, (0, 0), (37, 53)), (5, (7, 0), (2, 20))):
+        padded = torch.zeros(4, first[0] + step * size[0] + 40, first[1] + step * size[1] + 60, dtype=torch.bool)
+        padded[:, :37, :53] = dense
+        expected = padded[:, first[0] :: step, first[1] :: step][:, : size[0], : size[1]]
+        assert torch.equal(masks.sample(size, step=step, first=first), expected)
+    assert Masks.empty((9, 9)).sample((2, 2), step=4, first=(1, 1)).shape == (0, 2, 2)
+
+
+def test_masks_kept_as_runs_answer_alike(monkeypatch):
+    dense = torch.zeros(2, 40, 40, dtype=torch.bool)
+    dense[0, 4:30, 6:33], dense[1, 20:, 1:7] = True, True
+    plain = Masks.from_dense(dense)
+    monkeypatch.setattr("maskwright.structures.masks.BITMAP_BUDGET_BYTES", 10)
+    runs = Masks.from_dense(dense)
+    assert runs.is_runs.any()
+    assert torch.equal(plain.sample((10, 10), step=4, first=(2, 2)), runs.sample((10, 10), step=4, first=(2, 2)))
+    points, rows = torch.tensor([[10.0, 10.0], [3.0, 30.0], [39.0, 1.0]]), torch.tensor([0, 1, 0])
+    assert plain.at(points, rows).tolist() == runs.at(points, rows).tolist() == [True, True, False]
+    assert torch.equal(plain.centroids(), runs.centroids())
+
+
+def test_centroids_by_hand():
+    dense = torch.zeros(3, 10, 20, dtype=torch.bool)
+    dense[0, 2:4, 5:9] = True
+    dense[1, 9, 19] = True
+    centroids = Masks.from_dense(dense).centroids()
+    assert centroids.tolist() == [[7.0, 3.0], [19.5, 9.5], [10.0, 5.0]]
+    assert Masks.empty((4, 4)).centroids().shape == (0, 2)

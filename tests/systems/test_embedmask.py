@@ -229,7 +229,7 @@ def test_the_best_location_teaches_its_own_vector():
     assert lessons.rows.tolist() == [0, 1]  # the tiny one has no location
     assert lessons.embeddings[0].item() == torch.nonzero(matched == 0)[-1].item()
     assert lessons.embeddings[1].item() == torch.nonzero(matched == 1)[0].item()  # the first of equals
-    assert (lessons.weight, lessons.normalizer) == (0.5, 1.0)
+    assert (lessons.weight, lessons.normalizer) == (0.25, 1.0)  # a weight of 0.5, two objects
     nothing = best_positive(answers, proposals, 0, torch.full_like(matched, BACKGROUND), target, GENERATOR)
     assert nothing.embeddings.shape == (0, 1)
 

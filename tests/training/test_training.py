@@ -278,6 +278,39 @@ def test_step_schedule():
     assert factors[75] == pytest.approx(0.01)
 
 
+def test_constant_warm_up():
+    schedule = ScheduleOptions(kind="step", warmup_steps=10, warmup_factor=1 / 3, warmup_kind="constant")
+    assert {learning_rate_factor(schedule, step, 1000) for step in range(10)} == {1 / 3}
+    assert learning_rate_factor(schedule, 10, 1000) == 1
+
+
+def test_biases_may_learn_faster(coco_folder, tmp_path, console, monkeypatch):
+    seen = []
+    usual = torch.optim.AdamW.step
+
+    def step(self, *args, **kwargs):
+        seen.append({g["lr_factor"]: g["lr"] for g in self.param_groups})
+        return usual(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    changes = ["optimizer.bias_lr_factor=2", "schedule.warmup_steps=0"]
+    train(tiny_recipe(coco_folder, *changes, system="fcos-small"), tmp_path / "run", device="cpu", console=console)
+    assert len(seen) == 2
+    assert all(rates[2.0] == pytest.approx(2 * rates[1.0]) for rates in seen)
+    assert seen[1][1.0] < seen[0][1.0]
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert line["lr"] == pytest.approx(seen[1][1.0])
+
+
+def test_biases_of_norms_have_the_smaller_decay():
+    system = SYSTEMS["fcos-small"](num_classes=1)
+    options = OptimizerOptions(kind="sgd", lr=0.1, weight_decay=0.3, bias_weight_decay=0.0, norm_weight_decay=0.1)
+    groups = {g["weight_decay"]: g["params"] for g in build_optimizer(system, options).param_groups}
+    norms = [m for m in system.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert {id(p) for p in groups[0.1]} == {id(m.weight) for m in norms}
+    assert {id(m.bias) for m in norms} < {id(p) for p in groups[0.0]}
+
+
 def test_cosine_schedule():
     schedule = ScheduleOptions(kind="cosine", warmup_steps=0)
     assert learning_rate_factor(schedule, 0, 100) == 1
