@@ -1,12 +1,14 @@
-"""Mask R-CNN R50-FPN from an image to run lengths: ours and torchvision's, the same random weights.
+"""From an image to run lengths: Mask R-CNN R50-FPN, ours and torchvision's with the same random weights; EmbedMask beside it.
 
-    python -m benchmarks.inference [--run examples/nuclei/weights.safetensors --data nuclei]
+    python -m benchmarks.inference [--run examples/nuclei/weights.safetensors --data nuclei] [--part torchvision | embedmask]
 
 With a run and its data, also what the default precision does to AP.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,6 +84,49 @@ def speed() -> list[list[str]]:
     ]
 
 
+def untrained(name: str, device: str, precision: str, **arguments: int) -> Model:
+    """A system of random weights, as it would be with 80 classes, whose answers are the hundred best whatever their scores."""
+    torch.manual_seed(0)
+    given = {"num_classes": 80, "score_threshold": 0.0, **arguments}
+    system: Any = build_system(name, given)
+    if "embedmask" in name:
+        system.fcos.ltrb.bias.data.fill_(2.0)  # boxes of four cells, from 32 px on the finest level to 512 px
+    categories = Categories(tuple(map(str, range(80))), tuple(range(1, 81)))
+    return Model(system, ModelCard(name, given, categories, system.input), device=device, precision=precision)
+
+
+def beside_mask_rcnn(device: str) -> list[list[str]]:
+    """EmbedMask and Mask R-CNN, both ours."""
+    image = np.random.default_rng(0).integers(0, 256, (800, 1066, 3), dtype=np.uint8)
+
+    def run(model: Model) -> object:
+        masks = model.predict(image, threshold=0.0).masks
+        assert masks is not None
+        assert len(masks) == 100
+        return masks.to_rles()
+
+    entries: dict[str, tuple[str, dict[str, int]]] = {
+        "mask-rcnn-r50-fpn": ("mask-rcnn-r50-fpn", {}),
+        "embedmask-r50": ("embedmask-r50", {}),
+        "embedmask-r50-fused": ("embedmask-r50-fused", {}),
+        "embedmask-r50, EmbedMask-600": ("embedmask-r50", {"short_px": 600, "long_px": 800}),
+    }
+    rows = [["", "s, float32", "times Mask R-CNN", "s, default precision", "times Mask R-CNN"]]
+    models = {
+        (name, precision): untrained(system, device, precision, **arguments)
+        for name, (system, arguments) in entries.items()
+        for precision in ("float32", "auto")
+    }
+    times = seconds({key: partial(run, model) for key, model in models.items()}, repeats=5)
+    for name in entries:
+        cells = []
+        for precision in ("float32", "auto"):
+            value = times[name, precision]
+            cells += [f"{value:.3f}", f"{times['mask-rcnn-r50-fpn', precision] / value:.2f}"]
+        rows.append([name, *cells])
+    return rows
+
+
 def precision_cost(run: Path, data: Path) -> str:
     """Mask AP of a trained model in float32 and at the default precision."""
     quiet = Console(quiet=True)
@@ -96,8 +141,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--part", choices=["torchvision", "embedmask"])
     options = parser.parse_args()
-    notes = precision_cost(options.run, options.data) if options.run and options.data else ""
-    command = "python -m benchmarks.inference"
-    command += f" --run {options.run} --data {options.data.name}" if notes else ""
-    report("inference", command, speed(), notes)
+    if options.part in (None, "torchvision"):
+        notes = precision_cost(options.run, options.data) if options.run and options.data else ""
+        command = "python -m benchmarks.inference --part torchvision"
+        command += f" --run {options.run} --data {options.data.name}" if notes else ""
+        report("inference", command, speed(), notes)
+    if options.part in (None, "embedmask"):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        notes = f"On {device}, 800×1066 px, 80 classes, 100 masks, random weights."
+        report("embedmask-speed", "python -m benchmarks.inference --part embedmask", beside_mask_rcnn(device), notes)

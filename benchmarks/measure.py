@@ -4,9 +4,10 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torchvision
@@ -14,11 +15,14 @@ import torchvision
 README = Path(__file__).with_name("README.md")
 
 
-def seconds(functions: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, float]:
+Key = TypeVar("Key", bound=Hashable)
+
+
+def seconds(functions: Mapping[Key, Callable[[], object]], *, repeats: int) -> dict[Key, float]:
     """Median time of each function, s; they take turns, so that a machine that changes its pace treats all alike."""
     for function in functions.values():
         function()
-    times: dict[str, list[float]] = {name: [] for name in functions}
+    times: dict[Key, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
             began = time.perf_counter()

@@ -7,7 +7,9 @@ import io
 import re
 import tempfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +26,11 @@ from maskwright.recipes import DataOptions, find_recipe
 from maskwright.runs import ModelCard
 from maskwright.runs.checkpoints import build_system
 from maskwright.structures import Instances
+from maskwright.systems.embedmask import Positions
+from maskwright.systems.fcos import Found
 from maskwright.training import loop, train
 
-SIZE, COUNT, SYSTEM = (3000, 4000), 300, "mask-rcnn-r50-fpn"
+SIZE, COUNT, SYSTEMS = (3000, 4000), 300, ("mask-rcnn-r50-fpn", "embedmask-r50", "embedmask-r50-fused")
 MB = 2**20
 
 
@@ -53,20 +57,23 @@ def boxes_of(areas: float) -> torch.Tensor:
     return torch.cat([corners, corners + side], dim=1) * torch.tensor([width, height, width, height])
 
 
-def model_with(boxes: torch.Tensor) -> Model:
-    """A whole network of random weights, whose box head answers these boxes (of the original image)."""
+def model_with(name: str, boxes: torch.Tensor) -> Model:
+    """A whole network of random weights, whose detector answers these boxes (of the original image)."""
     torch.manual_seed(0)
-    system = build_system(SYSTEM, {"num_classes": 1, "max_detections": COUNT})
+    system: Any = build_system(name, {"num_classes": 1, "max_detections": COUNT})
 
-    def detect(features: object, proposals: list[Instances], *, keep: int) -> list[Instances]:
-        (size,) = [p.image_size for p in proposals]
+    def answer(size: tuple[int, int]) -> Instances:
         scaled = boxes * torch.tensor([size[1] / SIZE[1], size[0] / SIZE[0]] * 2)
         scores = torch.linspace(1, 0.5, COUNT)
-        return [Instances(size, boxes=scaled, labels=torch.zeros(COUNT, dtype=torch.int64), scores=scores)]
+        return Instances(size, boxes=scaled, labels=torch.zeros(COUNT, dtype=torch.int64), scores=scores)
 
-    system.box_head.detect = detect
-    torch.nn.init.normal_(system.instance_heads["mask"].predictor.weight, std=0.1)  # masks with ragged edges
-    card = ModelCard(SYSTEM, {"num_classes": 1}, Categories(("thing",), (1,)), system.input)
+    if "mask" in getattr(system, "instance_heads", {}):
+        system.box_head.detect = lambda features, proposals, keep: [answer(p.image_size) for p in proposals]
+        torch.nn.init.normal_(system.instance_heads["mask"].predictor.weight, std=0.1)  # masks with ragged edges
+    else:
+        system.fcos.detect = lambda answers, sizes, keep: [Found(answer(s), torch.arange(COUNT) * 30) for s in sizes]
+        system.positions = Positions(0.0)  # masks all over their boxes, with ragged edges
+    card = ModelCard(name, {"num_classes": 1}, Categories(("thing",), (1,)), system.input)
     return Model(system, card, device="cpu", precision="auto")
 
 
@@ -93,14 +100,15 @@ def masks() -> list[list[str]]:
     """Predict, save and evaluate one large image with many objects."""
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
     rows = [["", "predict, MB", "save, MB", "evaluate, MB", "masks held, MB", "dense float32 (torchvision), MB"]]
-    for name, areas in (("boxes of 10 image areas in all", 10.0), ("full-frame boxes", float(COUNT))):
-        model = model_with(boxes_of(areas))
+    cases = (("boxes of 10 image areas in all", 10.0), ("full-frame boxes", float(COUNT)))
+    for system, (name, areas) in product(SYSTEMS, cases):
+        model = model_with(system, boxes_of(areas))
         with tempfile.TemporaryDirectory() as folder:
             rises, result = measured(model, image, Path(folder))
         assert result.masks is not None
         assert len(result.masks) == COUNT
         held, dense = result.masks.nbytes / MB, 4 * COUNT * SIZE[0] * SIZE[1] / MB
-        rows.append([f"{COUNT} {name}", *(f"{r:.0f}" for r in rises), f"{held:.0f}", f"{dense:.0f}"])
+        rows.append([f"`{system}`, {COUNT} {name}", *(f"{r:.0f}" for r in rises), f"{held:.0f}", f"{dense:.0f}"])
     return rows
 
 
@@ -132,5 +140,5 @@ def flatness() -> str:
 
 if __name__ == "__main__":
     flat = flatness()
-    note = f"One image of {SIZE[1]}×{SIZE[0]} px, `{SYSTEM}`; how far memory rises above model and image. {flat}"
+    note = f"One image of {SIZE[1]}×{SIZE[0]} px; how far memory rises above model and image. {flat}"
     report("memory", "python -m benchmarks.memory", masks(), note)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
+from torchvision.models.detection import FCOS, MaskRCNN, fcos_resnet50_fpn, maskrcnn_resnet50_fpn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -79,6 +79,50 @@ class TorchvisionMaskRCNN(nn.Module):
         return {"boxes": target.boxes, "labels": target.labels + 1, "masks": masks}
 
 
+class TorchvisionFCOS(nn.Module):
+    """A torchvision FCOS as a system: its own head, losses, assignment and post-processing."""
+
+    def __init__(self, model: FCOS, input: InputSpec) -> None:
+        super().__init__()
+        self.model = model
+        self.input = input
+        self.task = Task.BOXES
+
+    @property
+    def max_detections(self) -> int:
+        """Objects answered for an image at most."""
+        return int(self.model.detections_per_img)
+
+    def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
+        """Their three terms, each a mean already; crowds are left out, as their training script does."""
+        features = list(self.model.backbone(images.pixels).values())
+        outputs = self.model.head(features)
+        anchors = self.model.anchor_generator(ImageList(images.pixels, images.sizes), features)
+        kept = [t[~t.crowd] for t in targets]
+        wanted = [{"boxes": t.boxes, "labels": t.labels + 1} for t in kept]
+        counts = [f.shape[2] * f.shape[3] for f in features]
+        losses = self.model.compute_loss(wanted, outputs, anchors, counts)
+        return {name: Loss(value, value.new_ones(())) for name, value in losses.items()}
+
+    def predict(self, images: ImageBatch) -> list[Instances]:
+        """Their detections."""
+        features = list(self.model.backbone(images.pixels).values())
+        counts = [f.shape[2] * f.shape[3] for f in features]
+        outputs = {name: list(value.split(counts, dim=1)) for name, value in self.model.head(features).items()}
+        anchors = self.model.anchor_generator(ImageList(images.pixels, images.sizes), features)
+        levels = [list(a.split(counts)) for a in anchors]
+        found = self.model.postprocess_detections(outputs, levels, images.sizes)
+        found = self.model.transform.postprocess(found, images.sizes, images.original_sizes)
+        return [
+            Instances(size, boxes=f["boxes"].float(), labels=(f["labels"] - 1).clamp(min=0), scores=f["scores"].float())
+            for f, size in zip(found, images.original_sizes, strict=True)
+        ]
+
+    def class_rows(self) -> dict[str, int]:
+        """Nothing here is started from other classes."""
+        return {}
+
+
 class _Anchors(AnchorGenerator):
     """Their anchors in float32: under autocast they follow the features into bf16, which rounds coordinates over 256 px."""
 
@@ -146,3 +190,12 @@ def torchvision_r50(*, num_classes: int, short_px: int = 800, long_px: int = 133
     model.rpn.anchor_generator = _Anchors(tuple((s,) for s in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5)
     resize = ResizeRule(short_px, long_px, rounding="floor", antialias=False)
     return TorchvisionMaskRCNN(_in_float32(model), InputSpec(resize=resize))
+
+
+def torchvision_fcos(*, num_classes: int, short_px: int = 800, long_px: int = 1333, **options: Any) -> TorchvisionFCOS:
+    """`fcos_resnet50_fpn` from scratch, its norms trained."""
+    model = fcos_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=num_classes + 1, min_size=short_px, max_size=long_px, **options
+    )
+    resize = ResizeRule(short_px, long_px, rounding="floor", antialias=False)
+    return TorchvisionFCOS(model, InputSpec(resize=resize))

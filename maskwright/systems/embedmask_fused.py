@@ -36,6 +36,7 @@ from maskwright.systems.embedmask import (
     ProposalHead,
     Proposals,
     Teacher,
+    Windows,
     clip_cells,
     cut_probability,
     draw_windows,
@@ -171,6 +172,7 @@ class UpsampledProbabilities:
 
     def __init__(self) -> None:
         self.teacher: Teacher = all_positives
+        self.windows: Windows = grown_by_a_quarter
         self.cut = cut_probability(0.5)
         self.region = everywhere
 
@@ -190,7 +192,7 @@ class UpsampledProbabilities:
             pixels,
             proposals.embeddings[image, found.location],
             proposals.precisions[image, found.location],
-            grown_by_a_quarter(found.instances.boxes, self.STRIDE, (pixels.shape[1], pixels.shape[2])),
+            self.windows(found.instances.boxes, self.STRIDE, (pixels.shape[1], pixels.shape[2])),
             cut=self.cut,
             stride=self.STRIDE,
             first_px=2.5,  # twofold and fourfold aligned upsampling put cell j on pixel 8 j + 6, whose centre is at 8 j + 6.5
