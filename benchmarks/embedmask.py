@@ -2,8 +2,8 @@
 
     python -m benchmarks.embedmask --nuclei nuclei --people people-keypoints --out runs/embedmask
 
-Runs that are finished are not repeated; one that was stopped goes on. What is measured at the end: AP of every run; time per image,
-all models in turn; for large objects the quality of their edges; and what drawing masks inside windows leaves out.
+Runs that are finished are not repeated; one that was stopped goes on. Measured at the end: AP of every run; time per image, all
+models in turn; for large objects the quality of their edges; and what drawing masks inside windows leaves out.
 """
 
 import argparse

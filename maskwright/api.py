@@ -1,6 +1,6 @@
 """The verbs of the workbench as functions; the command line calls the same ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -109,6 +109,7 @@ def evaluate(
     max_detections: Sequence[int] | None = None,
     class_agnostic: bool = False,
     skip_invalid: bool = False,
+    arguments: Mapping[str, Any] | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> Evaluation:
@@ -121,11 +122,12 @@ def evaluate(
         data: a folder with splits, or one annotation file with `images`.
         max_detections: limits on the detections of an image; AP uses the last. By default 1, 10 and the model's own number.
         class_agnostic: whether an object counts as found whatever class it was given.
+        arguments: of the system in place of the saved ones, where `run` is a path; for example {"short_px": 600}.
 
     Raises:
         ValueError: data that cannot be read, or whose classes the model does not know.
     """
-    model = run if isinstance(run, Model) else load(run, device=device)
+    model = run if isinstance(run, Model) else load(run, device=device, **(arguments or {}))
     dataset = open_split(
         Path(data), split, images=None if images is None else Path(images), invalid="skip" if skip_invalid else "stop"
     )

@@ -10,7 +10,7 @@ from rich.table import Table
 
 app = typer.Typer(
     name="maskwright",
-    help="A workbench for instance segmentation: train, evaluate and run Mask R-CNN and its kin on your own images.",
+    help="A workbench for instance segmentation: train, evaluate and run Mask R-CNN, EmbedMask and their kin on your images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,6 +22,10 @@ DataOption = Annotated[Path, typer.Option(help="Folder with train and val splits
 ImagesOption = Annotated[Path | None, typer.Option(help="Image folder of a single annotation file.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 SkipOption = Annotated[bool, typer.Option("--skip-invalid", help="Leave bad annotations out instead of stopping.")]
+ArgumentsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="An argument of the system in place of the saved one: short_px=600. Can be repeated."),
+]
 
 
 @app.command()
@@ -109,11 +113,13 @@ def evaluate(
     class_agnostic: Annotated[bool, typer.Option("--class-agnostic", help="Ignore classes.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the detections, a COCO results file.")] = None,
     skip_invalid: SkipOption = False,
+    set_: ArgumentsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Score a run, or anybody's COCO results file, by COCO's protocol."""
     from maskwright import api
     from maskwright.data.files import write_json
+    from maskwright.recipes.recipe import parse_assignments
 
     if data is None or (run is None) == (predictions is None):
         raise ValueError("maskwright evaluate needs --data, and either RUN or --predictions results.json")
@@ -134,6 +140,7 @@ def evaluate(
             max_detections=limits,
             class_agnostic=class_agnostic,
             skip_invalid=skip_invalid,
+            arguments=parse_assignments(set_ or []),
             device=device,
             console=console,
         )
@@ -154,10 +161,12 @@ def predict(
     format: Annotated[str, typer.Option(help="Of coco, geojson, png; separated by commas.")] = "coco,png",
     threshold: Annotated[float, typer.Option(help="Leave out objects with lower scores.")] = 0.5,
     max_detections: Annotated[int | None, typer.Option(help="Objects of an image at most.")] = None,
+    set_: ArgumentsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Find objects in images, and write masks and pictures."""
     from maskwright import api
+    from maskwright.recipes.recipe import parse_assignments
 
     answer = api.predict(
         run,
@@ -166,6 +175,7 @@ def predict(
         formats=[name.strip() for name in format.split(",")],
         threshold=threshold,
         max_detections=max_detections,
+        arguments=parse_assignments(set_ or []),
         device=device,
         console=console,
     )

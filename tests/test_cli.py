@@ -109,6 +109,21 @@ def test_predict_evaluate_and_score(tiny_run, tmp_path):
     assert table == [line.split() for line in scored.stdout.splitlines() if line.strip().startswith(("boxes", "masks"))]
 
 
+def test_arguments_can_be_others_than_the_saved_ones(tiny_run, tmp_path):
+    data = tiny_run.parent / "data"
+    image = data / "images" / "val_0.png"
+    for number in (3, 5):
+        options = ["--threshold", "0", "--format", "coco", "--set", f"max_detections={number}", "--set", "score_threshold=0.0"]
+        done = run("predict", tiny_run, image, "--out", tmp_path / str(number), *options)
+        assert done.returncode == 0, done.stderr
+        found = json.loads((tmp_path / str(number) / "predictions.json").read_text())
+        assert len(found["annotations"]) == number
+    stderr = refused("evaluate", tiny_run, "--data", data, "--set", "short_pixels=64")
+    assert "mask-rcnn-small has no argument short_pixels" in stderr
+    done = run("evaluate", tiny_run, "--data", data, "--set", "short_px=32", "--set", "long_px=48")
+    assert done.returncode == 0, done.stderr
+
+
 def test_bad_image_is_named_and_the_others_are_done(tiny_run, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"<html>")
     stderr = refused(

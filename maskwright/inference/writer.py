@@ -1,8 +1,9 @@
 """Predictions for files, written where people look for them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -33,6 +34,7 @@ def predict_files(
     formats: Sequence[str] = ("coco", "png"),
     threshold: float = 0.5,
     max_detections: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> Predictions:
@@ -47,6 +49,7 @@ def predict_files(
         formats: of "coco", "geojson", "png".
         threshold: objects with lower scores are left out.
         max_detections: objects of an image at most.
+        arguments: of the system in place of the saved ones, where `run` is a path; for example {"short_px": 600}.
 
     Raises:
         ValueError: no images, an unknown format, or a run that cannot be opened.
@@ -60,7 +63,7 @@ def predict_files(
     files = _find(sources, out)
     names = _unique_names([name for _, name in files])
     _protect_inputs([path for path, _ in files], out, names)
-    model = run if isinstance(run, Model) else load(run, device=device)
+    model = run if isinstance(run, Model) else load(run, device=device, **(arguments or {}))
     coco = CocoFile(model.categories)
     written: list[Path] = []
     failures: list[str] = []
