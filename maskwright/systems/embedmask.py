@@ -51,7 +51,7 @@ from maskwright.systems.fcos import (
     small_body,
     small_head,
 )
-from maskwright.systems.system import Loss, Task
+from maskwright.systems.system import Loss, Task, masks_of
 
 LN2 = math.log(2)
 MASK_WEIGHT = 0.5  # of the mask loss beside FCOS's three (V1 to V3)
@@ -185,17 +185,6 @@ class EmbedMask(nn.Module):
                 before = losses.get(name, Loss(hinge.new_zeros(()), hinge.new_zeros(())))
                 losses[name] = Loss(before.total + loss.total, before.count + loss.count)
         return losses
-
-
-def masks_of(target: Instances) -> Masks:
-    """The masks a system learns from.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if target.masks is None:
-        raise ValueError("the targets have no masks: train a box system such as fcos-small, or add segmentations")
-    return target.masks
 
 
 # Who learns what

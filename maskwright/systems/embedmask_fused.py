@@ -42,7 +42,6 @@ from maskwright.systems.embedmask import (
     draw_windows,
     embedding_energies,
     everywhere,
-    masks_of,
 )
 from maskwright.systems.fcos import (
     SMALL_BOUNDS,
@@ -58,7 +57,7 @@ from maskwright.systems.fcos import (
     small_body,
     small_head,
 )
-from maskwright.systems.system import Loss
+from maskwright.systems.system import Loss, masks_of
 
 BranchNorm = Literal["group", "frozen"]
 

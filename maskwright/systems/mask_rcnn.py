@@ -34,7 +34,7 @@ from maskwright.layers.precision import ClassConv1x1, Float32Conv2d, Float32Line
 from maskwright.layers.roi import RoiAlign, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks, ResizeRule
 from maskwright.structures import boxes as box_functions
-from maskwright.systems.system import Loss, Task
+from maskwright.systems.system import Loss, Task, masks_of
 
 Features = Mapping[int, Tensor]
 """{stride: (B, C, H / stride, W / stride)}"""
@@ -458,7 +458,7 @@ class MaskHead(nn.Module):
         wanted = []
         for i, (target, rows) in enumerate(zip(targets, sampled.target_rows, strict=True)):
             boxes = rois.boxes[rois.image_index == i]
-            wanted.append(self.targets(_masks_of(target), boxes, rows, side=side))
+            wanted.append(self.targets(masks_of(target), boxes, rows, side=side))
         loss = F.binary_cross_entropy_with_logits(logits, torch.cat(wanted), reduction="sum")
         return {"mask": Loss(loss, logits.new_tensor(logits.numel()))}
 
@@ -471,12 +471,6 @@ class MaskHead(nn.Module):
             d.with_masks(self.lay(part, d.boxes).paste(d.image_size).to(d.boxes.device))
             for d, part in zip(detections, parts, strict=True)
         ]
-
-
-def _masks_of(target: Instances) -> Masks:
-    if target.masks is None:
-        raise ValueError("the targets have no masks: train a box system such as faster-rcnn-small, or add segmentations")
-    return target.masks
 
 
 # Sizes

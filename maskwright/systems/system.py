@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from maskwright.structures import ImageBatch, InputSpec, Instances
+from maskwright.structures import ImageBatch, InputSpec, Instances, Masks
 
 
 class Task(StrEnum):
@@ -63,3 +63,16 @@ class System(Protocol):
     def to(self, device: torch.device | str) -> Any: ...  # noqa: D102
     def train(self, mode: bool = True) -> Any: ...  # noqa: D102
     def eval(self) -> Any: ...  # noqa: D102
+
+
+def masks_of(target: Instances) -> Masks:
+    """The masks a system learns from.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if target.masks is None:
+        raise ValueError(
+            "the targets have no masks: train a box system such as faster-rcnn-small or fcos-small, or add segmentations"
+        )
+    return target.masks

@@ -335,6 +335,22 @@ def test_objects_without_a_location_and_empty_masks_make_no_nan(name):
         assert all(torch.isfinite(p.grad).all() for p in system.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("name", VERSIONS)
+def test_nothing_found_is_an_answer(name):
+    system = SYSTEMS[name](num_classes=3)  # untrained: no score exceeds the threshold
+    with torch.inference_mode():
+        answers = system.predict(batch(2))
+    assert [len(a) for a in answers] == [0, 0]
+    assert [a.masks.image_size for a in answers] == [(192, 256)] * 2
+
+
+def test_targets_without_masks_are_named():
+    with pytest.raises(
+        ValueError, match="the targets have no masks: train a box system such as faster-rcnn-small or fcos-small"
+    ):
+        SYSTEMS["embedmask-small"](num_classes=3).loss(batch(1), [boxed((20, 20, 84, 100), size=(192, 256))])
+
+
 # 14: conventions of other people's backbones; the rates of biases
 
 
