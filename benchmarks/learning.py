@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from benchmarks import peers
 from benchmarks.measure import report
@@ -90,11 +89,12 @@ def answer(theirs: TorchvisionMaskRCNN | TorchvisionFCOS, image: Tensor) -> Answ
 
 
 def agreement(reference: list[Answer], answers: list[Answer]) -> list[str]:
-    """How many detections of torchvision are answered otherwise, each matched with the one that overlaps it most."""
+    """How many detections of torchvision are answered otherwise, each matched with the one nearest in corners and score."""
     outside: list[Tensor] = []  # (N, limits) of each image
     errors: list[Tensor] = []
     for (boxes, labels, scores, masks), (o_boxes, o_labels, o_scores, o_masks) in zip(reference, answers, strict=True):
-        match = box_iou(boxes, o_boxes).argmax(dim=1)
+        places = [torch.cat([b, 100 * s[:, None]], dim=1) for b, s in ((boxes, scores), (o_boxes, o_scores))]
+        match = torch.cdist(places[0], places[1], p=torch.inf).argmin(dim=1)  # boxes without area overlap nothing
         repeated = (match[:, None] == match).sum(dim=1) > 1
         box, score = (boxes - o_boxes[match]).abs().amax(dim=1), (scores - o_scores[match]).abs()
         limits = [(labels != o_labels[match]) | repeated, box > 0.05, score > 1e-4]

@@ -8,7 +8,8 @@ to the four sides of that object's box, and its centerness, which ranks down box
 over the levels by their size, so that a point seldom lies in two.
 
 Differs from the release: boxes are half open (no "+1" in areas, IoU and clipping); boxes without area are not answered; points
-inside a crowd region are ignored, where others drop crowds and learn that there is nothing.
+inside a crowd region are ignored, where others drop crowds and learn that there is nothing; before training, boxes reach one
+stride from their point, not nowhere, where the ReLU lets no gradient through.
 
 Legend: B images · H, W padded input · P locations of all levels, finest level first, each level row by row · K classes ·
 N objects or detections of one image · n positive locations of the batch · C channels.
@@ -312,7 +313,7 @@ class FCOSHead(nn.Module):
         self.centerness = Float32Conv2d(channels, 1, 3, padding=1)
         self.scales = scales
         init_normal(self.classes, std=0.01, bias=-math.log(0.99 / 0.01))  # RetinaNet, sec. 4.1: everything is rare at first
-        init_normal(self.ltrb, std=0.01)
+        init_normal(self.ltrb, std=0.01, bias=1.0)
         init_normal(self.centerness, std=0.01)
         self.ranking = ranking
         self.points = points

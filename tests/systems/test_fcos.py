@@ -246,7 +246,18 @@ def test_first_class_logits_say_one_in_a_hundred():
         answers = head()({s: torch.randn(1, 8, 4, 4) for s in STRIDES})
     assert float(answers.logits.sigmoid().mean()) == pytest.approx(0.01, rel=0.05)
     assert answers.logits.shape == (1, 80, 2)
-    assert (answers.ltrb >= 0).all()
+
+
+def test_boxes_begin_a_stride_from_their_points_where_the_relu_is_open():
+    answers = head()({s: torch.randn(1, 8, 4, 4) for s in STRIDES})
+    assert float(answers.ltrb.detach().mean()) == pytest.approx(1.0, abs=0.1)
+    assert (answers.ltrb > 0).all()
+
+
+def test_a_box_of_no_extent_learns_nothing():
+    raw = torch.full((1, 4), -0.1, requires_grad=True)
+    weighted_giou(torch.relu(raw), torch.full((1, 4), 2.0), torch.ones(1)).total.backward()
+    assert (raw.grad == 0).all()  # which is why they do not begin there
 
 
 def test_levels_have_factors_of_their_own():
