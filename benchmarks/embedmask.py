@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.learning import recipe, trained
+from benchmarks.learning import TURNS, recipe, trained
 from benchmarks.measure import report, seconds
 from maskwright.data.catalog import open_split
 from maskwright.data.coco import CocoDataset
@@ -46,6 +46,7 @@ class Plan(NamedTuple):
     steps: int
     seeds: int
     short_px: int
+    changes: Sequence[str]
 
     def folder(self, name: str, seed: int) -> Path:
         """Where a run is."""
@@ -56,7 +57,8 @@ class Plan(NamedTuple):
         system, arguments = ENTRIES[name]
         sizes = {"short_px": self.short_px, "long_px": 2 * self.short_px}
         line: dict[str, Any] = trained(
-            self.folder(name, seed), recipe(system, self.data, steps=self.steps, seed=seed, **sizes, **arguments)
+            self.folder(name, seed),
+            recipe(system, self.data, steps=self.steps, seed=seed, changes=self.changes, **sizes, **arguments),
         )
         return line
 
@@ -194,8 +196,8 @@ def windows(plan: Plan) -> list[list[str]]:
 
 def main(options: argparse.Namespace) -> None:
     """Train what is left, and write the tables."""
-    nuclei = Plan(options.nuclei, options.out, list(ENTRIES), options.steps, options.seeds, 512)
-    people = Plan(options.people, options.out, list(ENTRIES)[:3], options.people_steps, options.seeds, 320)
+    nuclei = Plan(options.nuclei, options.out, list(ENTRIES), options.steps, options.seeds, 512, TURNS)
+    people = Plan(options.people, options.out, list(ENTRIES)[:3], options.people_steps, options.seeds, 320, ())
     for plan, kind in ((nuclei, "nuclei"), (people, "people")):
         rows = compared(plan)
         notes = (

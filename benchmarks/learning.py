@@ -8,6 +8,7 @@ Runs that are finished are not repeated; one that was stopped goes on.
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,18 @@ SYSTEMS = {"maskwright": "mask-rcnn-small", "torchvision": "benchmarks.peers:tor
 COMMAND = "python -m benchmarks.learning --data nuclei --out runs/learning"
 
 
-def recipe(system: str, data: Path, *, steps: int, seed: int, **arguments: Any) -> Recipe:
-    """The small recipe with flips and transposition, for a number of steps; arguments of the system by name."""
+TURNS = ("augment.vertical_flip=0.5", "augment.transpose=0.5")  # for images that have no up and down
+
+
+def recipe(system: str, data: Path, *, steps: int, seed: int, changes: Sequence[str] = TURNS, **arguments: Any) -> Recipe:
+    """The small recipe for a number of steps, with changes; arguments of the system by name."""
     images = len(open_split(data, "train"))
     small = find_recipe("mask-rcnn-small")
     stage = small.stages[0].model_copy(update={"epochs": steps / -(-images // small.stages[0].batch_size)})
     base = small.model_copy(update={"system": system, "stages": (stage,), "data": DataOptions(path=str(data))})
     return base.with_changes(
         [
-            "augment.vertical_flip=0.5",
-            "augment.transpose=0.5",
+            *changes,
             "evaluate_every=1000",
             f"seed={seed}",
         ]
