@@ -1,7 +1,7 @@
 """Runs of FCOS.
 
-Paper size: the authors' 1x schedule on COCO 2017, 90,000 steps of 16 images, from ImageNet weights; biases learn twice as fast
-and do not decay.
+Paper size: the authors' 1x schedule on COCO 2017, about 90,000 steps of 16 images (12 epochs), from ImageNet weights;
+biases learn twice as fast and do not decay.
 
     maskwright train fcos-r50 --data coco --set backbone_weights=timm --out runs/fcos
 

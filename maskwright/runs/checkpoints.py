@@ -225,6 +225,13 @@ def initialize(system: System, card: ModelCard, path: Path, say: Callable[[str],
             tensor.copy_(source)
         else:
             _copy_class_rows(tensor, source, rows, pairs, (len(categories), len(known)))
+    lost = [name for name in tensors if name not in state and name.endswith("running_var")]
+    if lost:
+        known_as = {key: value for key, value in source_card.arguments.items() if "norm" in key}
+        raise ValueError(
+            f"{file}: its norms are frozen ({lost[0]}), those of {card.system} are not: give the arguments it has, {known_as}, "
+            "with --set arguments.NAME=VALUE"
+        )
     system.load_state_dict(state)
     say(f"started from {file}: {len(pairs)} of {len(categories)} classes known by name")
     if fresh:

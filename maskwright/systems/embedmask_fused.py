@@ -6,8 +6,9 @@ semantic loss, for training only, teaches the branch's input what classes look l
 probabilities, not the embeddings, are upsampled.
 
 Differs from the code: group norm in the branches where they train, frozen norms for the author's checkpoints; at most 250
-locations of an image learn masks, there 500 of a processor's two images; detections are drawn at the original size at once, not
-by way of the input's.
+locations of an image learn masks, there 500 of a processor's two images; φ is computed inside the box grown by a quarter of its
+sides, there everywhere; logits of φ go down to -20.7, there to -13.8; detections are drawn at the original size at once, not by
+way of the input's. `score_threshold` is one on class probability times centerness.
 
 Legend: as in embedmask.py.
 """
@@ -60,6 +61,7 @@ from maskwright.systems.fcos import (
 from maskwright.systems.system import Loss, masks_of
 
 BranchNorm = Literal["group", "frozen"]
+FIRST_PX = 2.5  # where cell 0 begins: twofold, then fourfold aligned upsampling put cell j on pixel 8 j + 6, centre 8 j + 6.5
 
 
 def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
@@ -194,19 +196,23 @@ class UpsampledProbabilities:
             self.windows(found.instances.boxes, self.STRIDE, (pixels.shape[1], pixels.shape[2])),
             cut=self.cut,
             stride=self.STRIDE,
-            first_px=2.5,  # twofold and fourfold aligned upsampling put cell j on pixel 8 j + 6, whose centre is at 8 j + 6.5
+            first_px=FIRST_PX,
             sizes=(found.instances.image_size, image_size),
         )
 
 
 def grown_by_a_quarter(boxes: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """Boxes grown by a quarter of their sides at each end, and to whole cells."""
-    grow = (boxes[:, 2:] - boxes[:, :2]) / 4
-    low, high = torch.floor((boxes[:, :2] - grow) / stride), torch.ceil((boxes[:, 2:] + grow) / stride)
-    return clip_cells(torch.cat([low, high], dim=1).long(), size)
+    """All cells that have a say inside boxes grown by a quarter of their sides at each end, cells where V4 draws them."""
+    grow, centre = (boxes[:, 2:] - boxes[:, :2]) / 4, FIRST_PX + stride / 2
+    low, high = boxes[:, :2] - grow - centre, boxes[:, 2:] + grow - centre
+    return clip_cells(torch.cat([torch.floor(low / stride), torch.ceil(high / stride) + 1], dim=1).long(), size)
 
 
 # Sizes
+
+
+def _ranking(threshold: float) -> Ranking:
+    return Ranking(class_floor=threshold, score_floor=threshold**0.5)  # whose product exceeds it exceeds it alone, too
 
 
 def _fused(network: str, *, summary: str) -> Callable[..., EmbedMask]:
@@ -228,7 +234,7 @@ def _fused(network: str, *, summary: str) -> Callable[..., EmbedMask]:
         return EmbedMask(
             **paper_body(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
             assigner=MiddleAssigner(),
-            fcos=paper_head(num_classes, ranking=Ranking(score_floor=score_threshold**0.5), num_candidates=num_candidates),
+            fcos=paper_head(num_classes, ranking=_ranking(score_threshold), num_candidates=num_candidates),
             positions=Positions(1.0),
             pixel_head=PixelHead(FusedBranch(256, 128, norm=branch_norm), 128, dim=16),
             proposal_head=ProposalHead(nn.Conv2d(256, 128, 1), 128, dim=16, margin=margin),
@@ -259,7 +265,7 @@ def embedmask_fused_small(
     return EmbedMask(
         **small_body(short_px=short_px, long_px=long_px),
         assigner=MiddleAssigner(bounds=SMALL_BOUNDS),
-        fcos=small_head(num_classes, ranking=Ranking(score_floor=score_threshold**0.5), num_candidates=num_candidates),
+        fcos=small_head(num_classes, ranking=_ranking(score_threshold), num_candidates=num_candidates),
         positions=Positions(SMALL_FACTOR),
         pixel_head=PixelHead(FusedBranch(128, 64, norm="group"), 64, dim=16),
         proposal_head=ProposalHead(nn.Conv2d(128, 64, 1), 64, dim=16, margin=margin),

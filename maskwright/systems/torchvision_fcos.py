@@ -70,7 +70,7 @@ def fcos_r50_torchvision(
             num_classes=num_classes,
             num_convs=4,
             scales=Unscaled(),
-            ranking=Ranking(score_floor=score_threshold),
+            ranking=Ranking(class_floor=score_threshold**2, score_floor=score_threshold),
             points=cell_corners,
             box_loss=mean_giou,
             num_candidates=num_candidates,

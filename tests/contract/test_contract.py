@@ -130,6 +130,9 @@ def test_images_of_equal_size_answer_alone_as_together(name):
         assert torch.allclose(a.boxes, b.boxes, atol=1e-2)
         assert torch.allclose(a.scores, b.scores, atol=1e-5)
         assert a.labels.tolist() == b.labels.tolist()
+        if system.task == Task.INSTANCES:
+            assert (a.masks.areas() - b.masks.areas()).abs().max() <= 0.01 * a.masks.areas().max()
+            assert torch.allclose(a.masks.centroids(), b.masks.centroids(), atol=0.5)
 
 
 @pytest.mark.parametrize("name", SMALL)

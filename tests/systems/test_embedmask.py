@@ -290,7 +290,7 @@ def test_windows_of_the_spec():
     assert around_box(torch.tensor([[0.0, 0, 400, 400]]), (100, 100)).any(dim=1).sum() == 99
     assert grown_by_two_cells(box, 4, (100, 100)).tolist() == [[8, 8, 32, 22]]  # 24 columns
     assert grown_by_a_cell(box, 4, (100, 100)).tolist() == [[9, 9, 31, 21]]
-    assert grown_by_a_quarter(box, 8, (50, 50)).tolist() == [[2, 3, 18, 12]]
+    assert grown_by_a_quarter(box, 8, (50, 50)).tolist() == [[1, 2, 18, 12]]
     nothing = torch.tensor([[0.0, 0, 0, 0], [400, 400, 400, 400]])
     for windows in (grown_by_two_cells, grown_by_a_cell):
         assert windows(nothing, 4, (100, 100)).tolist()[0][2:] > [0, 0]
@@ -504,6 +504,7 @@ def averaged(smooth, ious):
     vectors[0, index] = torch.tensor([[1.0, 0.0], [3.0, 0.0], [3.0, 2.0]])[: len(ious)]
     precisions = vectors.sum(dim=2, keepdim=True)
     lessons = AveragedPositives(smooth=smooth)(answers, Proposals(vectors, precisions), 0, matched, target, GENERATOR)
+    assert (lessons.weight, lessons.normalizer) == (0.5, 1.0)
     return lessons, float(lessons.losses["smooth"].total)
 
 
@@ -561,13 +562,143 @@ def test_perfect_embeddings_give_perfect_masks(name):
     masks = Masks.from_dense(torch.stack([(y - b) ** 2 + (x - a) ** 2 < r**2 for b, a, r in discs]))
     coupling = SYSTEMS[name](num_classes=1).coupling
     pixels, vectors = torch.zeros(3, 64, 96), 3 * torch.eye(3)
-    for row, mask in enumerate(masks.sample((64, 96), step=8, first=(4, 4))):
+    middle = 6 if "fused" in name else 4  # the pixel a cell lands on
+    for row, mask in enumerate(masks.sample((64, 96), step=8, first=(middle, middle))):
         pixels[row, mask] = 3.0
     proposals = Proposals(vectors[None], torch.full((1, 3, 1), math.log(2) / 4))
     found = Found(Instances(size, boxes=masks.boxes(), labels=torch.zeros(3, dtype=torch.int64)), torch.arange(3))
     answer, truth = coupling.draw(pixels, proposals, 0, found, size).to_dense(), masks.to_dense()
     iou = (answer & truth).sum(dim=(1, 2)) / (answer | truth).sum(dim=(1, 2))
     assert float(iou.min()) > 0.94
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("embedmask-small", 4.0), ("embedmask-arxiv-small", 4.0), ("embedmask-fused-small", 6.5)]
+)
+def test_masks_are_drawn_where_their_cells_are(name, first):
+    """Cells say where they are; a detection claims what is within 40 px of its own point."""
+    coupling = SYSTEMS[name](num_classes=1).coupling
+    y, x = torch.meshgrid(first + 8 * torch.arange(24.0), first + 8 * torch.arange(40.0), indexing="ij")
+    point = torch.tensor([151.0, 93.0])
+    precision = -math.log(0.53 if name == "embedmask-small" else 0.5) / 40**2
+    proposals = Proposals(point[None, None], torch.full((1, 1, 1), precision))
+    box = torch.cat([point - 42, point + 42])[None]
+    found = Found(Instances((192, 320), boxes=box, labels=torch.tensor([0])), torch.tensor([0]))
+    masks = coupling.draw(torch.stack([x, y]), proposals, 0, found, (192, 320))
+    assert (masks.centroids()[0] - point).abs().max() < 0.3
+    assert masks.areas().item() == pytest.approx(math.pi * 40**2, rel=0.01)
+    tiny = Found(Instances((192, 320), boxes=torch.tensor([[147.0, 89, 155, 97]]), labels=torch.tensor([0])), found.location)
+    near = Proposals(point[None, None], torch.full((1, 1, 1), precision * 100))  # within 4 px: less than a cell
+    coupling.windows, usual = (lambda boxes, stride, size: torch.tensor([[0, 0, size[1], size[0]]])), coupling.windows
+    whole = coupling.draw(torch.stack([x, y]), near, 0, tiny, (192, 320))
+    coupling.windows = usual
+    inside = coupling.draw(torch.stack([x, y]), near, 0, tiny, (192, 320))
+    assert whole.areas().item() > 20
+    assert torch.equal(whole.to_dense(), inside.to_dense())
+
+
+def cut_of(coupling):
+    """The energy up to which a pixel belongs to a mask."""
+    energies = torch.linspace(0, 2, 20001)
+    return energies[coupling.cut.values(energies) >= coupling.cut.threshold].max().item()
+
+
+@pytest.mark.parametrize(
+    ("names", "assigner", "teacher", "region", "windows", "tau", "ranking"),
+    [
+        (["r50-arxiv", "arxiv-small"], InMaskAssigner, AveragedPositives, around_box, grown_by_a_cell, 0.5, (0.05, 0.0, 1.0)),
+        (["r50-scalar"], InMaskAssigner, best_positive, around_box, grown_by_a_cell, 0.53, (0.05, 0.0, 1.0)),
+        (["r50", "r101", "small"], InMaskAssigner, best_positive, everywhere, grown_by_two_cells, 0.53, (0.05, 0.0, 1.0)),
+        (
+            ["r50-fused", "fused-small"],
+            MiddleAssigner,
+            all_positives,
+            everywhere,
+            grown_by_a_quarter,
+            0.5,
+            (0.05, 0.05**0.5, 0.5),
+        ),
+    ],
+)
+def test_versions_have_their_parts(names, assigner, teacher, region, windows, tau, ranking):
+    for name in names:
+        with torch.device("meta"):
+            system = SYSTEMS[f"embedmask-{name}"](num_classes=80)
+        coupling = system.coupling
+        assert type(system.assigner) is assigner
+        assert coupling.teacher is teacher or type(coupling.teacher) is teacher
+        assert (coupling.region, coupling.windows) == (region, windows)
+        assert cut_of(coupling) == pytest.approx(-math.log(tau), abs=2e-4)
+        found = system.fcos.ranking
+        power = 0.5 if name.endswith("small") else ranking[2]  # scores of small sizes are roots
+        assert (found.class_floor, found.score_floor, found.power) == pytest.approx((*ranking[:2], power))
+
+
+def test_only_the_pixels_of_a_region_teach():
+    """The loss of V1, against a loop over the pixels that the spec keeps."""
+    torch.manual_seed(0)
+    system = SYSTEMS["embedmask-arxiv-small"](num_classes=3)
+    target = scene()
+    images = batch(1)
+    with torch.no_grad():
+        features = system.fpn(system.backbone(images.pixels))
+        answers = system.fcos(features)
+        matched = [system.assigner(answers.locations, target)]
+        pixels, proposals = system._embed(features, answers)
+        pixels = pixels * 30  # so that pixels differ
+        found = system._mask_loss(images, answers, matched, [target], pixels, proposals)["mask"]
+        lessons = system.coupling.teacher(answers, proposals, 0, matched[0], target, GENERATOR)
+        logits = logits_of_energy(system.coupling.energies(pixels[0], lessons.embeddings, lessons.precisions))
+        wanted = system.coupling.targets(target.masks, (48, 64))
+        expected = 0.0
+        for row, logit_map in zip(lessons.rows.tolist(), logits, strict=True):
+            x0, y0, x1, y1 = (target.boxes[row] / 4).tolist()
+            w, h = x1 - x0, y1 - y0
+            left, top = max(0, x0 - 0.1 * w - 1), max(0, y0 - 0.1 * h - 1)
+            right, bottom = min(63, x1 + 0.1 * w + 1), min(47, y1 + 0.1 * h + 1)
+            columns = [c for c in range(64) if left <= c < right]
+            rows = [r for r in range(48) if top <= r < bottom]
+            part, truth = logit_map[rows][:, columns].reshape(1, -1), wanted[row][rows][:, columns].reshape(1, -1)
+            expected += lovasz_hinge(part, truth).item() / 3  # all objects of the image
+    assert found.total.item() == pytest.approx(0.5 * expected, rel=1e-5)
+    assert found.count.item() == 1
+
+
+def test_v4_means_over_the_locations_of_a_batch():
+    torch.manual_seed(0)
+    system = SYSTEMS["embedmask-fused-small"](num_classes=3)
+    with torch.no_grad():
+        one = system.loss(batch(1), [scene()])["mask"]
+        matched = system.assigner(locations((192, 256), strides=(8, 16, 32, 64)), scene())
+    assert one.count.item() == int((matched >= 0).sum()) > 10
+    assert 0.5 < (one.total / one.count).item() < 4  # weight 1
+
+
+def test_semantic_labels_are_those_of_the_smallest_mask():
+    from maskwright.systems.embedmask_fused import SemanticHead
+
+    head = SemanticHead(8, 8, num_classes=3, norm="group")
+    nested = rectangles(
+        (64, 64), (0, 0, 64, 64), (16, 16, 48, 48), (40, 0, 64, 12), labels=[0, 2, 1], crowd=[False, False, True]
+    )
+    alone = rectangles((64, 64), (8, 8, 13, 16), (40, 0, 64, 12), labels=[1, 0], crowd=[False, True])
+    wanted = torch.zeros(2, 3, 8, 8)
+    wanted[0, 0] = 1
+    wanted[0, :, 2:6, 2:6] = torch.tensor([0.0, 0, 1])[:, None, None]
+    wanted[1, 1, 1, 1] = 1  # the sample at (12, 12); at (8, 8) there would be none but this as well, at (20, 12) none
+    for labels, right in ((wanted, True), (wanted.flip(1), False)):
+        head.classes = nn.Module()
+        head.classes.forward = lambda x, labels=labels: 40 * labels - 20
+        loss = head.loss({8: torch.zeros(2, 8, 8, 8)}, [nested, alone])["semantic"]
+        assert loss.count.item() == 64 + 1
+        assert (loss.total.item() < 1e-3) == right
+    shout = torch.full((2, 3, 8, 8), -20.0)
+    shout[1, 0, 0, 5:] = 20.0  # in the crowd of the second image alone, where nobody listens
+    head.classes.forward = lambda x: shout
+    quiet = torch.full((2, 3, 8, 8), -20.0)
+    loud = head.loss({8: torch.zeros(2, 8, 8, 8)}, [nested, alone])["semantic"].total
+    head.classes.forward = lambda x: quiet
+    assert loud.item() == pytest.approx(head.loss({8: torch.zeros(2, 8, 8, 8)}, [nested, alone])["semantic"].total.item())
 
 
 def test_paper_sizes_have_their_parameters():
