@@ -34,12 +34,12 @@ def torchrun(*arguments, processes=2):
     )
 
 
-def recipe_of(folder, images, *changes, val=3):
+def recipe_of(folder, images, *changes, val=3, system="mask-rcnn-small"):
     make_coco(folder, split="train", images=images, size=(64, 64))
     make_coco(folder, split="val", images=val, size=(64, 64))
     plain = ["optimizer.kind=sgd", "optimizer.lr=0.01", "optimizer.weight_decay=0", "optimizer.clip_norm=null"]
     fixed = ["augment.jitter=[1, 1]", "schedule.warmup_steps=0", "ema_decay=0", "batch_size=4"]
-    return tiny_recipe(folder, *plain, *fixed, *changes)
+    return tiny_recipe(folder, *plain, *fixed, *changes, system=system)
 
 
 def gradients(run):
@@ -83,6 +83,20 @@ def test_processes_and_micro_batches_give_the_gradient_of_one_batch(
             pytest.approx(two[kind]["ap"], abs=1e-4),
             pytest.approx(two[kind]["ar"], abs=1e-4),
         )
+
+
+def test_normalizers_of_one_stage_systems_are_those_of_all_processes(tmp_path, console):
+    """Positives, their centerness and objects are counted over both processes, one of which has an image of no weight."""
+    recipe = recipe_of(tmp_path / "data", 3, "evaluate_every=9", system="embedmask-arxiv-small")
+    train(recipe, tmp_path / "one", device="cpu", console=console)
+    (tmp_path / "worker.py").write_text(WORKER)
+    (tmp_path / "two.yaml").write_text(recipe.to_yaml())
+    done = torchrun(tmp_path / "worker.py", tmp_path / "two.yaml", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    expected, found = (gradients(tmp_path / name) for name in ("one", "two"))
+    assert found.keys() == expected.keys()
+    apart = torch.stack([(found[key] - value).norm() for key, value in expected.items()]).norm()
+    assert apart <= 1e-5 * torch.stack([value.norm() for value in expected.values()]).norm()
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, console, monkeypatch):
