@@ -249,6 +249,11 @@ def test_v4_answers_what_its_spec_says(resnet, tmp_path):
     hidden = normed("mask_branch.seg_head.1", normed("mask_branch.seg_head.0", features[8]))
     logits = predicted(state, "mask_branch.logits", hidden)
     assert torch.allclose(semantic.classes(semantic.hidden(features[8])), logits, atol=1e-3)
+    trained = {"num_classes": CLASSES, "weights_origin": "detectron2"}
+    network = build_system("embedmask-r50-fused", trained)
+    fresh = ModelCard("embedmask-r50-fused", all_arguments("embedmask-r50-fused", trained), card.categories, network.input)
+    with pytest.raises(ValueError, match=r"its norms are frozen \(.*\), .*'branch_norm': 'frozen'.*--set arguments"):
+        initialize(network, fresh, tmp_path / "run", print)
     norm = system.backbone.network.layer2[0].downsample[1]
     assert torch.equal(norm.running_var, state["backbone.bottom_up.res3.0.shortcut.norm.running_var"])
 
