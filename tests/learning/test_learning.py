@@ -69,29 +69,40 @@ def large_nuclei(tmp_path_factory):
     return root
 
 
-def ceiling(dataset, kind: str) -> float:
-    """AP of the truth itself, its masks taken through the 28×28 grid and back."""
+def ceiling(dataset, kind: str, grid) -> float:
+    """AP of the truth itself, its masks taken through a system's grid and back."""
     truth = dataset.to_coco()["annotations"]
     if kind == "segm":
-        for entry, code in zip(truth, _through_the_grid(dataset), strict=True):
+        codes = (code for i in range(len(dataset)) for code in grid(dataset.instances(i)).to_rles())
+        for entry, code in zip(truth, codes, strict=True):
             entry["segmentation"] = code
     answers = [{**entry, "score": 1.0} for entry in truth if not entry["iscrowd"]]
     return evaluate_detections(dataset, answers, kind=kind).ap
 
 
-def _through_the_grid(dataset):
-    for i in range(len(dataset)):
-        instances = dataset.instances(i)
-        targets = mask_targets(instances.masks, instances.boxes, torch.arange(len(instances)), side=28)
-        pasted: Masks = MaskProbs(targets, instances.boxes).paste(instances.image_size)
-        yield from pasted.to_rles()
+def boxes_of_28(instances) -> Masks:
+    """Mask R-CNN's: 28×28 cells in a box."""
+    targets = mask_targets(instances.masks, instances.boxes, torch.arange(len(instances)), side=28)
+    return MaskProbs(targets, instances.boxes).paste(instances.image_size)
 
 
-@pytest.mark.parametrize("name", SMALL)
+def stride_of_4(instances) -> Masks:
+    """EmbedMask's: a cell for every fourth pixel of the image."""
+    height, width = instances.image_size
+    cells = instances.masks.sample((height // 4, width // 4), step=4, first=(2, 2)).float()
+    return MaskProbs(cells, torch.tensor([[0.0, 0, width, height]] * len(instances))).paste(instances.image_size)
+
+
+# What is inside another system learns with it; alone only where time does not matter.
+USUAL = ("mask-rcnn-small", "embedmask-small", "embedmask-fused-small")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in USUAL else pytest.mark.slow) for n in SMALL])
 def test_a_few_images_are_learnt_by_heart(name, large_nuclei, tmp_path, console):
+    is_rcnn = "rcnn" in name
     recipe = find_recipe(name).with_changes(
         [
-            "epochs=300",
+            f"epochs={300 if is_rcnn else 200}",
             "batch_size=3",
             "workers=0",
             "evaluate_every=1000",
@@ -107,8 +118,8 @@ def test_a_few_images_are_learnt_by_heart(name, large_nuclei, tmp_path, console)
     recipe = recipe.model_copy(update={"data": DataOptions(path=str(large_nuclei))})
     metrics = train(recipe, tmp_path / "run", device="cpu", console=console)
     dataset, _ = open_datasets(large_nuclei)
-    best = ceiling(dataset, metrics.kind)
+    best = ceiling(dataset, metrics.kind, boxes_of_28 if is_rcnn else stride_of_4)
     num_objects = sum(int((~dataset.instances(i).crowd).sum()) for i in range(len(dataset)))
     print(f"{name}: {metrics.kind} AP {metrics.ap:.3f}, ceiling {best:.3f}, {num_objects} objects")
     assert SYSTEMS[name](num_classes=1).task == (Task.INSTANCES if metrics.kind == "segm" else Task.BOXES)
-    assert metrics.ap >= 0.9 * best  # 0.978 for boxes and 0.945 for masks of a ceiling of 1 after 300 steps
+    assert metrics.ap >= 0.9 * best  # R-CNN: boxes 0.978, masks 0.945; FCOS 0.992; EmbedMask 0.915, V4 0.951, V1 0.941; of 1
