@@ -216,6 +216,6 @@ if __name__ == "__main__":
     parser.add_argument("--people", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--people-steps", type=int, default=600)
+    parser.add_argument("--people-steps", type=int, default=2400)
     parser.add_argument("--seeds", type=int, default=2)
     main(parser.parse_args())
