@@ -186,7 +186,8 @@ def windows(plan: Plan) -> list[list[str]]:
             assert a is not None
             assert b is not None
             small, large = a.to_dense(), b.to_dense()
-            ious.append((small & large).sum(dim=(1, 2)) / (small | large).sum(dim=(1, 2)).clamp(min=1))
+            shared, either = (small & large).sum(dim=(1, 2)), (small | large).sum(dim=(1, 2))
+            ious.append(torch.where(either > 0, shared / either.clamp(min=1), 1.0))  # nothing is nothing
             lost, total = lost + int((large & ~small).sum()), total + int(large.sum())
         iou = torch.cat(ious)
         below = 100 * float((iou < 0.99).float().mean())
