@@ -2,7 +2,7 @@
 
 Paper sizes: the authors' schedules on COCO 2017 from ImageNet weights, of 16 images a step: 1x is 90,000 steps or 12 epochs,
 at a short side of 800 px; 3x is 270,000 (37 epochs), a short side of 640 or 800 px. The fused version (V4) draws from 640 to
-800 px in both. Memory: the loss of 64 masks at a time takes 0.5 GB at 800 px, whatever the number of objects.
+800 px in both. The loss looks at 64 masks at a time, whatever the number of objects.
 
     maskwright train embedmask-r50 --data coco --set backbone_weights=timm --out runs/embedmask
     maskwright evaluate runs/embedmask --data coco --set short_px=600 --set long_px=800      # EmbedMask-600: faster

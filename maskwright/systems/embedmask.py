@@ -184,7 +184,7 @@ class EmbedMask(nn.Module):
                 row = lessons.rows[part]
                 inside = self.coupling.region(target.boxes[row], size)
                 rows = (lessons.embeddings[part], lessons.precisions[part], wanted[row], inside)
-                # Computed anew backwards: kept, 100 rows would take 0.75 GB at 800 px.
+                # Computed anew backwards: kept for hundreds of objects, these maps would outgrow all else.
                 hinge = hinge + checkpoint(self._hinge, pixels[i], *rows, use_reentrant=False, preserve_rng_state=False)
             terms = {"mask": Loss(lessons.weight * hinge, hinge.new_tensor(lessons.normalizer))}
             for name, loss in (terms | lessons.losses).items():

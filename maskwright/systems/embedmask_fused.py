@@ -134,17 +134,14 @@ class SemanticHead(nn.Module):
         wanted, counted = torch.zeros_like(logits), torch.ones_like(logits[:, 0], dtype=torch.bool)
         for i, target in enumerate(targets):
             sampled = masks_of(target).sample((logits.shape[2], logits.shape[3]), step=stride, first=(stride // 2,) * 2)
-            crowd = target.crowd
-            order = torch.nonzero(~crowd)[:, 0]
+            order = torch.nonzero(~target.crowd)[:, 0]
             order = order[masks_of(target).areas()[order].argsort(stable=True)]
-            if len(order):
-                smallest = sampled[order].to(torch.uint8).argmax(dim=0)  # (h, w), the first that is on
-                covered = sampled[order].any(dim=0)
-                y, x = torch.nonzero(covered, as_tuple=True)
+            covered = sampled[order].any(dim=0)  # (h, w)
+            y, x = torch.nonzero(covered, as_tuple=True)
+            if len(y):
+                smallest = sampled[order].to(torch.uint8).argmax(dim=0)  # the first that is on
                 wanted[i, target.labels[order][smallest[y, x]], y, x] = 1.0
-                counted[i] = covered | ~sampled[crowd].any(dim=0)
-            else:
-                counted[i] = ~sampled[crowd].any(dim=0)
+            counted[i] = covered | ~sampled[target.crowd].any(dim=0)
         focal = sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2).sum(dim=1)
         return {"semantic": Loss((focal * counted).sum(), wanted.sum())}
 
