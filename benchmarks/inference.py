@@ -6,6 +6,7 @@ With a run and its data, also what the default precision does to AP.
 """
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,13 @@ def ours(state: dict[str, torch.Tensor], precision: str) -> Model:
     return Model(system, ModelCard(SYSTEM, arguments, categories, system.input), device="cpu", precision=precision)
 
 
+def operations(function: Callable[[], object]) -> int:
+    """Floating point operations of convolutions and matrix products in a call."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
 def speed() -> list[list[str]]:
     """Time from image to RLE."""
     torch.manual_seed(0)
@@ -57,8 +65,7 @@ def speed() -> list[list[str]]:
         assert len(masks) == 100
         return masks.to_rles()
 
-    with FlopCounterMode(display=False) as counter:
-        maskwright(models["float32"])
+    flops = operations(lambda: maskwright(models["float32"]))
     fp32, bf16 = matmul_rate(torch.float32), matmul_rate(torch.bfloat16)
     times = seconds(
         {
@@ -72,7 +79,6 @@ def speed() -> list[list[str]]:
         repeats=7,
     )
     per_flop = {name: times.pop(name) / (2 * 2048**3) for name in ("fp32", "bf16")}
-    flops = counter.get_total_flops()
     base = times["torchvision, float32"]
     rows = [["", "s an image", "times torchvision float32", "share of the floor"]]
     for name, value in times.items():
@@ -114,7 +120,7 @@ def beside_mask_rcnn(device: str) -> list[list[str]]:
         "embedmask-r50-fused": ("embedmask-r50-fused", {}),
         "embedmask-r50, EmbedMask-600": ("embedmask-r50", {"short_px": 600, "long_px": 800}),
     }
-    rows = [["", "s, float32", "times Mask R-CNN", "s, default precision", "times Mask R-CNN"]]
+    rows = [["", "GFLOP", "s, float32", "times Mask R-CNN", "s, default precision", "times Mask R-CNN"]]
     models = {
         (name, precision): untrained(system, device, precision, **arguments)
         for name, (system, arguments) in entries.items()
@@ -122,7 +128,7 @@ def beside_mask_rcnn(device: str) -> list[list[str]]:
     }
     times = seconds({key: partial(run, model) for key, model in models.items()}, repeats=5)
     for name in entries:
-        cells = []
+        cells = [f"{operations(partial(run, models[name, 'float32'])) / 1e9:.0f}"]
         for precision in ("float32", "auto"):
             value = times[name, precision]
             cells += [f"{value:.3f}", f"{times['mask-rcnn-r50-fpn', precision] / value:.2f}"]

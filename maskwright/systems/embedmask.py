@@ -565,8 +565,10 @@ def _proposal_head(
     embeddings: Literal["separate", "shared"],
 ) -> nn.Module:
     """V3's head, or its rivals."""
-    learned = EmbeddingMargin(nn.Identity(), channels, dim=dim, strides=strides)
-    margins = {"learned": learned, "fixed": FixedMargin()}[margin]
+    if margin == "fixed":
+        margins: nn.Module = FixedMargin()
+    else:
+        margins = EmbeddingMargin(nn.Identity(), channels, dim=dim, strides=strides)
     if embeddings == "shared":
         return SharedEmbeddings(margin=margins)
     return ProposalHead(nn.Identity(), channels, dim=dim, margin=margins)
