@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 app = typer.Typer(
     name="maskwright",
@@ -40,19 +39,12 @@ def demo(
 
 
 @app.command()
-def systems() -> None:
-    """List the systems: task, parts, parameters and paper."""
-    from maskwright.overview import describe_systems
+def systems(name: Annotated[str | None, typer.Argument(help="One of them, to see its parts and arguments.")] = None) -> None:
+    """List the systems, or the parts and arguments of one."""
+    from maskwright.overview import system_tables, systems_table
 
-    table = Table(box=None, caption="parameters in millions, at 80 classes", caption_justify="left")
-    table.add_column("system", no_wrap=True)
-    table.add_column("task", no_wrap=True)
-    table.add_column("all", no_wrap=True, justify="right")
-    table.add_column("parts")
-    table.add_column("what it is")
-    for row in describe_systems():
-        table.add_row(row.name, row.task, row.total, row.parts, row.source)
-    console.print(table)
+    for table in [systems_table()] if name is None else system_tables(name):
+        console.print(table)
 
 
 @app.command()
@@ -193,7 +185,7 @@ def import_(
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     classes: Annotated[str | None, typer.Option(help="Names of the classes, separated by commas; COCO's by default.")] = None,
     norm_eps: Annotated[
-        float | None, typer.Option(help="Of the frozen norms; by default 0 for published files, 1e-5 for others.")
+        float | None, typer.Option(help="Of torchvision's frozen norms; by default 0 for its published R-CNNs, else 1e-5.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A further argument, like short_px=640.")] = None,
 ) -> None:

@@ -1,39 +1,58 @@
 """Tables for people: what systems there are, and what a model scored."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import cast
+from typing import cast, get_args, get_type_hints
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 from maskwright.evaluation import DetectionMetrics
 from maskwright.evaluation.detection import percent
-from maskwright.systems import SYSTEMS
+from maskwright.runs.checkpoints import all_arguments
+from maskwright.systems import SYSTEMS, find_builder
 
 
-@dataclass(frozen=True)
-class SystemRow:
-    """A line of `maskwright systems`."""
+def systems_table() -> Table:
+    """Every system in a line."""
+    table = Table("system", "task", Column("size", justify="right"), "what it is", box=None, caption_justify="left")
+    table.caption = "size: parameters in millions, at 80 classes; 'maskwright systems NAME' lists parts and arguments"
+    for column in table.columns[:3]:
+        column.no_wrap = True
+    for name in SYSTEMS:
+        task, sizes = _measured(name)
+        table.add_row(name, task, f"{sum(sizes.values()) / 1e6:.2f}", _what(name).split(":")[0])
+    return table
 
-    name: str
-    task: str
-    parts: str
-    total: str
-    source: str
+
+def system_tables(name: str) -> Iterator[Table | str]:
+    """The parts of one system, and its arguments."""
+    yield _what(name)
+    parts = Table("part", Column("parameters, at 80 classes", justify="right"), box=None)
+    for part, size in _measured(name)[1].items():
+        parts.add_row(part, f"{size:,}")
+    yield parts
+    yield "\nArguments: --set arguments.NAME=VALUE to train, --set NAME=VALUE to import, evaluate and predict"
+    arguments = Table("argument", "default", "values", box=None)
+    hints = get_type_hints(find_builder(name))
+    for argument, default in all_arguments(name, {}).items():
+        hint = hints.get(argument)
+        values = " | ".join(map(str, get_args(hint))) or getattr(hint, "__name__", "")
+        arguments.add_row(argument, str(default), values)
+    yield arguments
 
 
-def describe_systems(num_classes: int = 80) -> Iterator[SystemRow]:
-    """Every system, counted on the meta device: nothing is allocated."""
-    for name, builder in SYSTEMS.items():
-        with torch.device("meta"):
-            system = builder(num_classes=num_classes)
-        module = cast(nn.Module, system)
-        sizes = {part: sum(p.numel() for p in child.parameters()) for part, child in module.named_children()}
-        parts = ", ".join(f"{part} {size / 1e6:.1f}" for part, size in sizes.items() if size)
-        total = f"{sum(sizes.values()) / 1e6:.2f}"
-        yield SystemRow(name, system.task, parts, total, (builder.__doc__ or "").split(":")[0].splitlines()[0])
+def _what(name: str) -> str:
+    return (find_builder(name).__doc__ or "").split("\n")[0]
+
+
+def _measured(name: str) -> tuple[str, dict[str, int]]:
+    """Task and parameters of each part, counted on the meta device: nothing is allocated."""
+    with torch.device("meta"):
+        system = find_builder(name)(num_classes=80)
+    parts = cast(nn.Module, system).named_children()
+    sizes = {part: sum(p.numel() for p in child.parameters()) for part, child in parts}
+    return system.task, {part: size for part, size in sizes.items() if size}
 
 
 def metric_tables(metrics: Mapping[str, DetectionMetrics]) -> Iterator[Table]:

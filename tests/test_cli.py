@@ -1,6 +1,7 @@
 """The command line as people use it: in a process of its own."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -50,6 +51,9 @@ def test_systems_lists_all_with_their_parameters():
     assert done.returncode == 0
     assert "mask-rcnn-r50-fpn" in done.stdout
     assert "44.34" in done.stdout
+    done = run("systems", "embedmask-r50")
+    assert "2,399,248" in done.stdout
+    assert re.search(r"cut +log +log \| probability", done.stdout)
 
 
 @pytest.mark.parametrize(

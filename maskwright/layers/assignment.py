@@ -74,7 +74,7 @@ class BalancedSampler:
         negatives = torch.nonzero(kind == NEGATIVE)[:, 0]
         num_positives = min(len(positives), int(self.count * self.positive_fraction))
         num_negatives = min(len(negatives), self.count - num_positives)
-        return _draw(positives, num_positives, generator), _draw(negatives, num_negatives, generator)
+        return drawn(positives, num_positives, generator), drawn(negatives, num_negatives, generator)
 
     def normalizer(self, num_drawn: int) -> int:
         """What a sum over the candidates drawn from an image is divided by: the number wanted, even if fewer were there."""
@@ -97,6 +97,6 @@ def first_of_each(groups: Tensor, num_groups: int) -> Tensor:
     return torch.where(first < count, first, -1)
 
 
-def _draw(indices: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def drawn(indices: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` of the indices; drawn on the CPU, so that every device draws the same."""
     return indices[torch.randperm(len(indices), generator=generator)[:count].to(indices.device)]

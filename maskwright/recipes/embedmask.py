@@ -7,15 +7,15 @@ at a short side of 800 px; 3x is 270,000 (37 epochs), a short side of 640 or 800
     maskwright train embedmask-r50 --data coco --set backbone_weights=timm --out runs/embedmask
     maskwright evaluate runs/embedmask --data coco --set short_px=600 --set long_px=800      # EmbedMask-600: faster
 
-Cost: not measured by us; the authors used four GPUs. Expect mask AP 34.7 of R50 1x and 38.1 of R101 3x on test-dev (V2, the
-authors' repository), 37.7 of V1's R101 on test-dev, 36.2 and 39.5 on val2017 of the fused R50 1x and R101 3x. Not run by us at
-these sizes.
+Cost: not measured by us; its authors ran the 1x of V1 to V3 on four GPUs. Expect mask AP 34.7 of R50 1x and 38.1 of R101 3x on
+test-dev (V2, the authors' repository), 37.7 of V1's R101 on test-dev (its 3x is inferred), 36.2 and 39.5 on val2017 of the
+fused R50 1x and R101 3x. Not run by us at these sizes.
 
 Small sizes: as the other small systems.
 
     maskwright train embedmask-small --data nuclei --out runs/embedmask-nuclei
 
-Cost and result: see docs/embedmask.md.
+Cost and result of this recipe: not measured; of 400 steps of it, see benchmarks/README.md.
 """
 
 from maskwright.recipes.fcos import SGD_1X
@@ -56,7 +56,7 @@ def embedmask_r50_arxiv() -> Recipe:
 
 
 def embedmask_r101_arxiv() -> Recipe:
-    """EmbedMask (V1), R101, 3x: expect mask AP 37.7 on test-dev (paperswithcode)."""
+    """EmbedMask (V1), R101, 3x: expect mask AP 37.7 on test-dev (paperswithcode; 3x is inferred)."""
     return _paper("embedmask-r101-arxiv", _SGD_3X)
 
 

@@ -139,10 +139,13 @@ def parse_recipe(data: Any) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in e['loc']) or 'recipe'}: {e['msg']} (got {e['input']!r})" for e in error.errors()
-        ]
-        raise ValueError("the recipe does not fit:\n  " + "\n  ".join(lines)) from None
+        raise ValueError(f"the recipe does not fit:{complaints(error)}") from None
+
+
+def complaints(error: ValidationError) -> str:
+    """What does not fit, each on a line of its own."""
+    lines = (f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def read_recipe(path: Path) -> Recipe:

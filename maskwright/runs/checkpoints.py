@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, ValidationError, validate_call
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from maskwright.data.coco import Categories
 from maskwright.data.files import atomic_write, write_json
+from maskwright.recipes.recipe import complaints
 from maskwright.structures import InputSpec
-from maskwright.systems import SYSTEMS, System, find_builder
+from maskwright.systems import SYSTEMS, Builder, System, find_builder
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
@@ -71,9 +73,13 @@ def build_system(name: str, arguments: Mapping[str, Any]) -> System:
     """A network by its builder's name and arguments, weights not yet loaded.
 
     Raises:
-        ValueError: no such system, or an argument its builder does not have.
+        ValueError: no such system, an argument its builder does not have, or a value the argument cannot have.
     """
-    return find_builder(name)(**all_arguments(name, arguments))
+    builder: Builder = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(find_builder(name))
+    try:
+        return builder(**all_arguments(name, arguments))
+    except ValidationError as error:
+        raise ValueError(f"the arguments of {name} do not fit:{complaints(error)}") from None
 
 
 def all_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,12 +36,12 @@ def import_weights(
     """Make a run of another toolkit's checkpoint, whatever its classes.
 
     torchvision's Faster and Mask R-CNN (R50-FPN, first versions) and FCOS; the authors' EmbedMask. The run records the parts
-    these weights were trained with, so that it answers as the original does. Rows keep their numbers as original ids; those of
-    COCO also their names.
+    these weights were trained with, so that it answers as the original does. Rows keep their numbers as original ids; where
+    their number is COCO's (torchvision's 91, EmbedMask's 80), they get COCO's names and ids.
 
     Args:
         file: a .pth or .safetensors file, never executed.
-        system: one of IMPORTABLE.
+        system: one of IMPORTABLE, or the builder it stands for.
         out: the run folder to make.
         classes: names of the rows, the background's left out; by default COCO's where their number says so, else the numbers.
         norm_eps: of torchvision's frozen norms, which the file does not hold. By default 0 for the files torchvision publishes

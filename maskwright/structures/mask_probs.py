@@ -28,7 +28,7 @@ class MaskProbs:
     """Mask probabilities with their windows.
 
     Args:
-        probs: in [0, 1], (N, M, M), or a list of N tensors (m, n) where sizes differ.
+        probs: (N, M, M), or a list of N tensors (m, n) where sizes differ; what lies outside a grid counts as 0.
         boxes: the windows the grids are stretched over, xyxy px, (N, 4); may stick out of the image.
     """
 
@@ -49,7 +49,7 @@ class MaskProbs:
 
         Args:
             image_size: (height, width), px.
-            threshold: in [0, 1].
+            threshold: over 0.
 
         Returns:
             N masks; an object wholly outside the image keeps its row with area 0.

@@ -2,7 +2,8 @@
 
 Source: Ying, Lin, Liu, Gu, Zhang, Fu, EmbedMask (arXiv 1912.01954; IJCAI 2021) and the four versions of its authors' code,
 which differ: V1 is the arXiv paper's, V2 and V3 its successors (V3: IJCAI), V4 a rewrite on AdelaiDet. V3 is the default
-here, V1 and V2 are for their checkpoints and for comparison, V4 ("fused") is the most accurate.
+here, V1 and V2 are for their checkpoints and for comparison, V4 ("fused") is the most accurate by
+its author's figures.
 
 Idea: every pixel of a fine map has an embedding p, every location of the detector one of its own, q, and a margin. A pixel
 belongs to a detection with the probability φ = exp(-Σ s (p - q)²), where s, the precision, is 1 / (2 σ²) of the paper's
@@ -12,7 +13,8 @@ from the map of the whole image: nothing is pooled, nothing is resampled before 
 Differs from the code: logits of φ are computed from the energy -ln φ and stay finite at φ = 0 and 1; φ is computed inside the
 box, grown a little, and nowhere else, where V4 computes it everywhere; V4's branches have group norm where they train (its
 batch norm needs large batches) and frozen norms for its checkpoints; V1's smooth loss is averaged over the locations of an
-object, as the paper writes it; the last row and column of V1's map are drawn at inference.
+object, as the paper writes it; the last row and column of V1's map are drawn at inference; V3's masks can also be cut in φ,
+like V2's (`cut`).
 
 Legend: B images · P locations of all levels · N objects or detections of one image · R rows: pairs of object and proposal that
 learn a mask · D embedding size · S 1 or D, numbers of a margin · K classes · (h, w) a map at stride 8 · C channels.
@@ -20,7 +22,7 @@ learn a mask · D embedding size · S 1 or D, numbers of a margin · K classes �
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +49,9 @@ from maskwright.systems.fcos import (
     LevelScales,
     Locations,
     Ranking,
-    paper_body,
+    paper_features,
     paper_head,
-    small_body,
+    small_features,
     small_head,
 )
 from maskwright.systems.system import Loss, Task, masks_of
@@ -72,6 +74,9 @@ class Proposals(NamedTuple):
 
 class ExtraHead(Protocol):
     """What else the features learn, in training only."""
+
+    CLASS_ROWS: ClassVar[Mapping[str, int]]
+    """Parameters whose rows belong to classes, and how many rows each class has."""
 
     def loss(self, features: Features, targets: list[Instances]) -> dict[str, Loss]:
         """Loss over the batch."""
@@ -181,11 +186,11 @@ class EmbedMask(nn.Module):
             wanted = self.coupling.targets(masks_of(target), size)
             hinge = pixels.new_zeros(())
             for part in torch.split(torch.arange(len(lessons.rows), device=pixels.device), ROWS_AT_A_TIME):
-                row = lessons.rows[part]
-                inside = self.coupling.region(target.boxes[row], size)
-                rows = (lessons.embeddings[part], lessons.precisions[part], wanted[row], inside)
+                objects = lessons.rows[part]
+                inside = self.coupling.region(target.boxes[objects], size)
+                lesson = (lessons.embeddings[part], lessons.precisions[part], wanted[objects], inside)
                 # Computed anew backwards: kept for hundreds of objects, these maps would outgrow all else.
-                hinge = hinge + checkpoint(self._hinge, pixels[i], *rows, use_reentrant=False, preserve_rng_state=False)
+                hinge = hinge + checkpoint(self._hinge, pixels[i], *lesson, use_reentrant=False, preserve_rng_state=False)
             terms = {"mask": Loss(lessons.weight * hinge, hinge.new_tensor(lessons.normalizer))}
             for name, loss in (terms | lessons.losses).items():
                 before = losses.get(name, Loss(hinge.new_zeros(()), hinge.new_zeros(())))
@@ -551,9 +556,12 @@ def draw_windows(
 SMALL_FACTOR = 5.0  # of coordinates at first: φ of one half 40 px away, not 200, for objects of tens of pixels
 
 
-def _whole_image() -> UpsampledEmbeddings:
-    cut = cut_log_probability(0.53)
-    return UpsampledEmbeddings(teacher=best_positive, windows=grown_by_two_cells, cut=cut, region=everywhere)
+Cutting = Literal["log", "probability"]
+CUTS = {"log": cut_log_probability(0.53), "probability": cut_probability(0.53)}
+
+
+def _whole_image(cut: Cutting) -> UpsampledEmbeddings:
+    return UpsampledEmbeddings(teacher=best_positive, windows=grown_by_two_cells, cut=CUTS[cut], region=everywhere)
 
 
 def _proposal_head(
@@ -582,6 +590,7 @@ def _embedmask(network: str, *, summary: str) -> Callable[..., EmbedMask]:
         num_classes: int,
         margin: Literal["learned", "fixed"] = "learned",
         embeddings: Literal["separate", "shared"] = "separate",
+        cut: Cutting = "log",
         norm: Literal["frozen", "group"] = "frozen",
         weights_origin: Origin = "timm",
         max_detections: int = 100,
@@ -592,13 +601,13 @@ def _embedmask(network: str, *, summary: str) -> Callable[..., EmbedMask]:
     ) -> EmbedMask:
         ranking = Ranking(class_floor=score_threshold, power=1.0)
         return EmbedMask(
-            **paper_body(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
+            **paper_features(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
             assigner=InMaskAssigner(),
             fcos=paper_head(num_classes, ranking=ranking, num_candidates=num_candidates),
             positions=Positions(nn.Parameter(torch.ones(1))),
             pixel_head=PixelHead(FinestTower(256, num_convs=4), 256, dim=16),
             proposal_head=_proposal_head(256, dim=16, strides=STRIDES, margin=margin, embeddings=embeddings),
-            coupling=_whole_image(),
+            coupling=_whole_image(cut),
             extra_heads={},
             max_detections=max_detections,
         )
@@ -616,6 +625,7 @@ def embedmask_small(
     num_classes: int,
     margin: Literal["learned", "fixed"] = "learned",
     embeddings: Literal["separate", "shared"] = "separate",
+    cut: Cutting = "log",
     max_detections: int = 300,
     num_candidates: int = 1000,
     score_threshold: float = 0.05,
@@ -624,13 +634,13 @@ def embedmask_small(
 ) -> EmbedMask:
     """EmbedMask (V3) for a CPU and for tests, trained from scratch: 4.9 M parameters; `score_threshold` is on classes."""
     return EmbedMask(
-        **small_body(short_px=short_px, long_px=long_px),
+        **small_features(short_px=short_px, long_px=long_px),
         assigner=InMaskAssigner(bounds=SMALL_BOUNDS),
         fcos=small_head(num_classes, ranking=Ranking(class_floor=score_threshold), num_candidates=num_candidates),
         positions=Positions(nn.Parameter(torch.tensor([SMALL_FACTOR]))),
         pixel_head=PixelHead(FinestTower(128, num_convs=3), 128, dim=16),
         proposal_head=_proposal_head(128, dim=16, strides=SMALL_STRIDES, margin=margin, embeddings=embeddings),
-        coupling=_whole_image(),
+        coupling=_whole_image(cut),
         extra_heads={},
         max_detections=max_detections,
     )

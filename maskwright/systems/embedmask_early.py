@@ -37,7 +37,7 @@ from maskwright.systems.embedmask import (
     cut_probability,
     overlaps,
 )
-from maskwright.systems.fcos import SMALL_BOUNDS, Answers, Ranking, paper_body, paper_head, small_body, small_head
+from maskwright.systems.fcos import SMALL_BOUNDS, Answers, Ranking, paper_features, paper_head, small_features, small_head
 from maskwright.systems.system import Loss
 
 
@@ -76,12 +76,12 @@ class AveragedPositives:
 
     Args:
         smooth: whether the spread around the mean is averaged over an object's locations (the paper), or summed (V1's code).
-        smooth_weight: of that loss.
     """
 
-    def __init__(self, *, smooth: Literal["mean", "sum"] = "mean", smooth_weight: float = 0.1) -> None:
+    SMOOTH_WEIGHT = 0.1
+
+    def __init__(self, *, smooth: Literal["mean", "sum"] = "mean") -> None:
         self.smooth = smooth
-        self.smooth_weight = smooth_weight
 
     def __call__(
         self, answers: Answers, proposals: Proposals, image: int, matched: Tensor, target: Instances, generator: torch.Generator
@@ -103,7 +103,7 @@ class AveragedPositives:
             spread = spread + (apart / counts[place, 0] if self.smooth == "mean" else apart).sum()
             means.append(mean)
         num_objects = max(1, int((~target.crowd).sum()))
-        smooth = Loss(self.smooth_weight * spread / num_objects, spread.new_ones(()))
+        smooth = Loss(self.SMOOTH_WEIGHT * spread / num_objects, spread.new_ones(()))
         return Lessons(taught, means[0], means[1], weight=MASK_WEIGHT / num_objects, normalizer=1.0, losses={"smooth": smooth})
 
 
@@ -158,7 +158,7 @@ def _arxiv(network: str, *, summary: str) -> Callable[..., EmbedMask]:
     ) -> EmbedMask:
         ranking = Ranking(class_floor=score_threshold, power=1.0)
         return EmbedMask(
-            **paper_body(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
+            **paper_features(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
             assigner=InMaskAssigner(),
             fcos=paper_head(num_classes, ranking=ranking, num_candidates=num_candidates),
             positions=Positions(0.0),
@@ -193,7 +193,7 @@ def _scalar(network: str, *, summary: str) -> Callable[..., EmbedMask]:
     ) -> EmbedMask:
         ranking = Ranking(class_floor=score_threshold, power=1.0)
         return EmbedMask(
-            **paper_body(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
+            **paper_features(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
             assigner=InMaskAssigner(),
             fcos=paper_head(num_classes, ranking=ranking, num_candidates=num_candidates),
             positions=Positions(nn.Parameter(torch.ones(1))),
@@ -227,7 +227,7 @@ def embedmask_arxiv_small(
 ) -> EmbedMask:
     """EmbedMask of the arXiv paper (V1) for a CPU and for tests, trained from scratch: 4.9 M parameters."""
     return EmbedMask(
-        **small_body(short_px=short_px, long_px=long_px),
+        **small_features(short_px=short_px, long_px=long_px),
         assigner=InMaskAssigner(bounds=SMALL_BOUNDS),
         fcos=small_head(num_classes, ranking=Ranking(class_floor=score_threshold), num_candidates=num_candidates),
         positions=Positions(0.0),

@@ -1,4 +1,4 @@
-"""EmbedMask as its author rebuilt it on AdelaiDet (V4), the most accurate version: embedmask.py, other parts.
+"""EmbedMask as its author rebuilt it on AdelaiDet (V4), the most accurate by his figures: embedmask.py, other parts.
 
 Source: yinghdb/AdelaiDet, May 2021. The map of pixels is fused from P3, P4 and P5 in a narrow branch (that of CondInst), every
 positive location learns the mask of its object, locations are sampled around the middle of the mask instead of the box, and a
@@ -6,7 +6,7 @@ semantic loss, for training only, teaches the branch's input what classes look l
 probabilities, not the embeddings, are upsampled.
 
 Differs from the code: group norm in the branches where they train, frozen norms for the author's checkpoints; at most 250
-locations of an image learn masks, there 500 of a processor's two images; φ is computed inside the box grown by a quarter of its
+locations of an image learn masks, there 500 of all images on a GPU; φ is computed inside the box grown by a quarter of its
 sides, there everywhere; logits of φ go down to -20.7, there to -13.8; detections are drawn at the original size at once, not by
 way of the input's. `score_threshold` is one on class probability times centerness.
 
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
+from maskwright.layers.assignment import drawn
 from maskwright.layers.backbones import Origin
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.norms import GroupNorm, freeze_norms
@@ -53,9 +54,9 @@ from maskwright.systems.fcos import (
     Features,
     Found,
     Ranking,
-    paper_body,
+    paper_features,
     paper_head,
-    small_body,
+    small_features,
     small_head,
 )
 from maskwright.systems.system import Loss, masks_of
@@ -158,7 +159,7 @@ def all_positives(
 ) -> Lessons:
     """Every location of an object draws its mask, up to 250 of an image; a mean over all of a batch."""
     index = torch.nonzero(matched >= 0)[:, 0]
-    chosen = index[torch.randperm(len(index), generator=generator)[:250].to(index.device)]
+    chosen = drawn(index, 250, generator)
     embeddings, precisions = proposals.embeddings[image, chosen], proposals.precisions[image, chosen]
     return Lessons(matched[chosen], embeddings, precisions, weight=1.0, normalizer=float(len(chosen)), losses={})
 
@@ -229,7 +230,7 @@ def _fused(network: str, *, summary: str) -> Callable[..., EmbedMask]:
     ) -> EmbedMask:
         margin = EmbeddingMargin(nn.Conv2d(256, 128, 1), 128, dim=16, strides=STRIDES)
         return EmbedMask(
-            **paper_body(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
+            **paper_features(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
             assigner=MiddleAssigner(),
             fcos=paper_head(num_classes, ranking=_ranking(score_threshold), num_candidates=num_candidates),
             positions=Positions(1.0),
@@ -264,7 +265,7 @@ def embedmask_fused_small(
     """EmbedMask on AdelaiDet (V4) for a CPU and for tests, trained from scratch: 5.0 M parameters."""
     margin = EmbeddingMargin(nn.Conv2d(128, 64, 1), 64, dim=16, strides=SMALL_STRIDES)
     return EmbedMask(
-        **small_body(short_px=short_px, long_px=long_px),
+        **small_features(short_px=short_px, long_px=long_px),
         assigner=MiddleAssigner(bounds=SMALL_BOUNDS),
         fcos=small_head(num_classes, ranking=_ranking(score_threshold), num_candidates=num_candidates),
         positions=Positions(SMALL_FACTOR),

@@ -141,12 +141,12 @@ class CenterAssigner:
 
     Args:
         bounds: the largest distance to a side that each level answers for, px, both ends included; the last has none.
-        radius: of center sampling, in strides.
     """
 
-    def __init__(self, *, bounds: Sequence[float] = (64, 128, 256, 512), radius: float = 1.5) -> None:
+    RADIUS = 1.5  # of center sampling, in strides
+
+    def __init__(self, *, bounds: Sequence[float] = (64, 128, 256, 512)) -> None:
         self.bounds = tuple(bounds)
-        self.radius = radius
 
     def __call__(self, locations: Locations, target: Instances) -> Tensor:
         """For each location the row of its object, or BACKGROUND, or IGNORED inside a crowd region, int64 (P,)."""
@@ -154,7 +154,7 @@ class CenterAssigner:
         matched[self._inside_crowds(locations, target)] = IGNORED
         objects = torch.nonzero(~target.crowd)[:, 0]
         gap = (locations.points[:, None] - self._middles(target)[objects]).abs().amax(dim=2)  # (P, N)
-        index, column = torch.nonzero(gap < self.radius * locations.strides[:, None], as_tuple=True)
+        index, column = torch.nonzero(gap < self.RADIUS * locations.strides[:, None], as_tuple=True)
         row = objects[column]
         ltrb = sides(locations.points[index], target.boxes[row])
         level = torch.repeat_interleave(torch.tensor(locations.counts, device=index.device))[index]
@@ -398,7 +398,7 @@ SMALL_STRIDES = (8, 16, 32, 64)
 SMALL_BOUNDS = (64, 128, 256)
 
 
-def paper_body(
+def paper_features(
     network: str, *, norm: Literal["frozen", "group"], weights_origin: Origin, short_px: int, long_px: int
 ) -> dict[str, Any]:
     """Input, backbone and pyramid of a published size: P3 to P7 of 256 channels."""
@@ -408,7 +408,7 @@ def paper_body(
     return {"input": origin.input(ResizeRule(short_px, long_px)), "backbone": backbone, "fpn": fpn}
 
 
-def small_body(*, short_px: int, long_px: int) -> dict[str, Any]:
+def small_features(*, short_px: int, long_px: int) -> dict[str, Any]:
     """Input, backbone and pyramid of a small size: a ResNet-18 cut after its third stage, P3 to P6 of 128 channels."""
     backbone = Backbone("resnet18", strides=(8, 16), norm="group")
     fpn = FeaturePyramid(backbone.channels, channels=128, coarser=ConvolvedLevels(128, count=2))
@@ -441,7 +441,7 @@ def fcos_r50(
 ) -> FCOS:
     """FCOS with ResNet-50: 32.2 M parameters at 80 classes; `score_threshold` is one on class probabilities."""
     return FCOS(
-        **paper_body("resnet50", norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
+        **paper_features("resnet50", norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
         assigner=CenterAssigner(),
         head=paper_head(num_classes, ranking=Ranking(class_floor=score_threshold), num_candidates=num_candidates),
         max_detections=max_detections,
@@ -457,9 +457,9 @@ def fcos_small(
     short_px: int = 512,
     long_px: int = 1024,
 ) -> FCOS:
-    """FCOS for a CPU and for tests, trained from scratch: 4.4 M parameters."""
+    """FCOS for a CPU and for tests, trained from scratch: 4.4 M parameters; `score_threshold` is one on class probabilities."""
     return FCOS(
-        **small_body(short_px=short_px, long_px=long_px),
+        **small_features(short_px=short_px, long_px=long_px),
         assigner=CenterAssigner(bounds=SMALL_BOUNDS),
         head=small_head(num_classes, ranking=Ranking(class_floor=score_threshold), num_candidates=num_candidates),
         max_detections=max_detections,

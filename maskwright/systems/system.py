@@ -29,7 +29,7 @@ class Loss(NamedTuple):
     total: Tensor
     """Sum of the term, float32 scalar."""
     count: Tensor  # type: ignore[assignment]  # the field's word; a loss has no use for tuple.count
-    """What to divide by; may be 0 where the total is."""
+    """What to divide by; where it adds up to 0, the total is not divided."""
 
 
 class System(Protocol):

@@ -59,11 +59,11 @@ def fcos_r50_torchvision(
     long_px: int = 1333,
 ) -> FCOS:
     """FCOS, R50-FPN, with torchvision's parts: for weights from there; `score_threshold` is one on scores."""
-    body = Backbone("resnet50", strides=(8, 16, 32), norm="frozen", norm_eps=norm_eps)
+    backbone = Backbone("resnet50", strides=(8, 16, 32), norm="frozen", norm_eps=norm_eps)
     return FCOS(
         input=InputSpec(resize=ResizeRule(short_px, long_px, rounding="floor", antialias=False)),
-        backbone=body,
-        fpn=FeaturePyramid(body.channels, channels=256, coarser=ConvolvedLevels(256, count=2)),
+        backbone=backbone,
+        fpn=FeaturePyramid(backbone.channels, channels=256, coarser=ConvolvedLevels(256, count=2)),
         assigner=StrictAssigner(),
         head=FCOSHead(
             256,

@@ -195,7 +195,7 @@ def _counts(run: _Run, batches: Sequence[tuple[ImageBatch, list[Instances], floa
 
 
 def _mean(total: Tensor, count: Tensor) -> Tensor:
-    """A term of the loss; 0 where there was nothing to average."""
+    """A term of the loss, divided by its count, if there is one."""
     return total / torch.where(count > 0, count, torch.ones_like(count))
 
 
@@ -248,7 +248,7 @@ def _evaluate(run: _Run) -> tuple[dict[str, float], list[DetectionMetrics]]:
 def _share_of_sums(parts: Sequence[Sequence[float]]) -> float:
     """A loss term from the totals and counts of several processes."""
     total, count = (sum(part[i] for part in parts) for i in range(2))
-    return total / count if count else 0.0
+    return total / (count or 1.0)
 
 
 def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float) -> DetectionMetrics:
@@ -472,9 +472,12 @@ def _starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Pat
         origin = card.arguments.get("weights_origin", ORIGIN)
         if recipe.backbone_weights == "timm" and origin != "timm":
             raise ValueError(f"timm's weights do not fit a ResNet of {origin}: leave arguments.weights_origin as it is")
-        for part in system.modules():
-            if isinstance(part, Backbone):
-                load_backbone(part.network, part.name, recipe.backbone_weights)
+        backbones = [part for part in system.modules() if isinstance(part, Backbone)]
+        for part in backbones:
+            load_backbone(part.network, part.name, recipe.backbone_weights)
+        filled = {module for part in backbones for module in part.modules()}
+    else:
+        filled = set()
     if init is not None:
         initialize(system, card, init, lambda text: console.print(text, highlight=False))
     elif recipe.backbone_weights is None and (
@@ -484,6 +487,11 @@ def _starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Pat
             f"{recipe.system} has frozen norms or parts, which only make sense with pretrained weights: add --init RUN|FILE, "
             "--set backbone_weights=FILE (or =timm to download them), or train norms from scratch with "
             "--set arguments.norm=group --set frozen=[]"
+        )
+    elif has_frozen_norms(module for module in system.modules() if module not in filled):
+        raise ValueError(
+            f"{recipe.system} has frozen norms outside the backbone, which only make sense with pretrained weights: "
+            "add --init RUN|FILE, or train them with --set arguments.branch_norm=group"
         )
 
 

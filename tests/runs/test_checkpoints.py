@@ -45,6 +45,8 @@ def test_arguments_can_be_given_instead(saved):
     assert open_model(saved)[0].input.resize.short_px == 512
     with pytest.raises(ValueError, match="mask-rcnn-small has no argument max_detection: there are"):
         open_model(saved, {"max_detection": 7})
+    with pytest.raises(ValueError, match=r"embedmask-small do not fit:\n  margin: .* 'learned' or 'fixed' \(got 'fixd'\)"):
+        build_system("embedmask-small", {"num_classes": 1, "margin": "fixd"})
 
 
 def test_half_precision_files_load_as_float32(saved):

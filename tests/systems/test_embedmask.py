@@ -603,6 +603,18 @@ def cut_of(coupling):
     return energies[coupling.cut.values(energies) >= coupling.cut.threshold].max().item()
 
 
+def test_v3_cuts_logarithms_or_probabilities():
+    """Across an edge from φ = 0.95 to almost nothing, the cut in ln φ lies nearer to the inside (spec § 13.4)."""
+    edge = torch.tensor([0.05] * 8 + [10.0] * 8).sqrt().expand(1, 16, 16)
+    widths = {}
+    for cut in ("log", "probability"):
+        coupling = SYSTEMS["embedmask-small"](num_classes=1, cut=cut).coupling
+        assert cut_of(coupling) == pytest.approx(-math.log(0.53), abs=2e-4)
+        widths[cut] = drawn(edge, coupling.cut).areas().item() / 64
+    assert widths["log"] == pytest.approx(4 * (7.5 + (-math.log(0.53) - 0.05) / 9.95), abs=0.5)  # samples in cells' middles
+    assert widths["probability"] == pytest.approx(4 * (7.5 + (math.exp(-0.05) - 0.53) / math.exp(-0.05)), abs=0.5)
+
+
 @pytest.mark.parametrize(
     ("names", "assigner", "teacher", "region", "windows", "tau", "ranking"),
     [

@@ -3,16 +3,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from maskwright.api import resume
 from maskwright.data import files
 from maskwright.data.catalog import open_split
 from maskwright.data.loader import TrainingImages, training_batches
 from maskwright.data.transforms import Compose
-from maskwright.recipes import find_recipe
+from maskwright.recipes import DataOptions, find_recipe
 from maskwright.recipes.recipe import OptimizerOptions, ScheduleOptions
 from maskwright.systems import SYSTEMS
 from maskwright.training import loop, train
@@ -197,7 +198,7 @@ def test_mistakes_are_found_before_the_first_step(coco_folder, tmp_path, console
 
 def test_folders_and_data_are_checked_before_anything_is_written(coco_folder, tmp_path, console):
     out = tmp_path / "run"
-    with pytest.raises(ValueError, match="frozen norms or parts, which only make sense with pretrained weights"):
+    with pytest.raises(ValueError, match="has frozen norms or parts, which only make sense with pretrained weights"):
         train(
             tiny_recipe(coco_folder, "arguments={}", system="mask-rcnn-small").model_copy(
                 update={"system": "mask-rcnn-r50-fpn"}
@@ -282,6 +283,26 @@ def test_constant_warm_up():
     schedule = ScheduleOptions(kind="step", warmup_steps=10, warmup_factor=1 / 3, warmup_kind="constant")
     assert {learning_rate_factor(schedule, step, 1000) for step in range(10)} == {1 / 3}
     assert learning_rate_factor(schedule, 10, 1000) == 1
+
+
+def test_frozen_norms_outside_the_backbone_want_weights_too(coco_folder, tmp_path, console):
+    weights = tmp_path / "resnet50.safetensors"
+    save_file(timm.create_model("resnet50").state_dict(), weights)
+    changes = ["arguments.branch_norm=frozen", f"backbone_weights={weights}"]
+    recipe = find_recipe("embedmask-r50-fused").with_changes(changes)
+    recipe = recipe.model_copy(update={"data": DataOptions(path=str(coco_folder))})
+    with pytest.raises(ValueError, match=r"frozen norms outside the backbone.*--init.*branch_norm=group"):
+        train(recipe, tmp_path / "run", device="cpu", console=console)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_found_in_images_of_nothing_is_a_loss(coco_folder, tmp_path, console):
+    file = coco_folder / "annotations" / "val.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    train(tiny_recipe(coco_folder, system="fcos-small"), tmp_path / "run", device="cpu", console=console)
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert line["val_loss"]["class"] > 0
+    assert line["val_loss"]["box"] == 0
 
 
 def test_biases_may_learn_faster(coco_folder, tmp_path, console, monkeypatch):
