@@ -53,10 +53,12 @@ def test_options_in_commands_exist():
 
 def test_recipe_fields_in_the_docs_exist():
     fields = set(Recipe.model_fields) | set(Stage.model_fields) | set(DataOptions.model_fields)
-    fields |= set(inspect.signature(SYSTEMS["mask-rcnn-r50-fpn-torchvision"]).parameters)  # for `import`
+    arguments = {argument for builder in SYSTEMS.values() for argument in inspect.signature(builder).parameters}
     for page in PAGES:
         for name in re.findall(r"--set \"?([a-z_]+)", page.read_text()):
-            assert name in fields | {"name"}, f"{page.name}: {name}"
+            assert name in fields | arguments | {"name"}, f"{page.name}: {name}"
+        for name in re.findall(r"\barguments\.([a-z_]+)", page.read_text()):
+            assert name in arguments, f"{page.name}: {name}"
 
 
 def test_examples_are_the_ones_described():
