@@ -7,9 +7,9 @@ Idea: every cell of a feature pyramid answers for the point at its centre: the c
 to the four sides of that object's box, and its centerness, which ranks down boxes seen from a corner. Objects are shared out
 over the levels by their size, so that a point seldom lies in two.
 
-Differs from the release: boxes are half open (no "+1" in areas, IoU and clipping); boxes without area are not answered; points
-inside a crowd region are ignored, where others drop crowds and learn that there is nothing; before training, boxes reach one
-stride from their point, not nowhere, where the ReLU lets no gradient through.
+Differs from the release: boxes are half open (no "+1" in areas, IoU and clipping); boxes without area, and points in the
+padding, are not answered; points inside a crowd region are ignored, where others drop crowds and learn that there is nothing;
+before training, boxes reach one stride from their point, not nowhere, where the ReLU lets no gradient through.
 
 Legend: B images · H, W padded input · P locations of all levels, finest level first, each level row by row · K classes ·
 N objects or detections of one image · n positive locations of the batch · C channels.
@@ -273,6 +273,11 @@ class Ranking:
         return location[kept], label[kept], score[kept]
 
 
+def on_the_image(points: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Whether points (n, 2) lie on an image of (height, width), not in its padding, and their boxes (n, 4) have an area."""
+    return (points < points.new_tensor([size[1], size[0]])).all(dim=1) & box_functions.is_valid(boxes)
+
+
 class FCOSHead(nn.Module):
     """Two towers, shared by all levels: classes from one, box and centerness from the other.
 
@@ -286,7 +291,7 @@ class FCOSHead(nn.Module):
         box_loss: from distances, wanted distances and centerness, like `weighted_giou`.
         num_candidates: of each level, before suppression.
         nms_iou: overlap above which a detection suppresses a worse one of its class.
-        min_side_px: detections must exceed this on both sides.
+        answered: of points, boxes and the image's size: which are detections, like `on_the_image`.
     """
 
     CLASS_ROWS: ClassVar = {"classes.weight": 1, "classes.bias": 1}
@@ -303,7 +308,7 @@ class FCOSHead(nn.Module):
         box_loss: Callable[[Tensor, Tensor, Tensor], Loss] = weighted_giou,
         num_candidates: int = 1000,
         nms_iou: float = 0.6,
-        min_side_px: float = 0.0,
+        answered: Callable[[Tensor, Tensor, tuple[int, int]], Tensor] = on_the_image,
     ) -> None:
         super().__init__()
         self.class_tower = Tower(channels, num_convs=num_convs)
@@ -320,7 +325,7 @@ class FCOSHead(nn.Module):
         self.box_loss = box_loss
         self.num_candidates = num_candidates
         self.nms_iou = nms_iou
-        self.min_side_px = min_side_px
+        self.answered = answered
 
     def forward(self, features: Features) -> Answers:
         """Answers at every location."""
@@ -372,7 +377,7 @@ class FCOSHead(nn.Module):
         for i, size in enumerate(sizes):
             location, label, score = self._candidates(probs[i], centered[i], answers.locations.counts)
             boxes = box_functions.clip(answers.boxes(i, location), size)
-            valid = box_functions.is_valid(boxes, min_px=self.min_side_px)
+            valid = self.answered(answers.locations.points[location], boxes, size)
             location, label, score, boxes = location[valid], label[valid], score[valid], boxes[valid]
             kept = nms_by_group(boxes, score, label, self.nms_iou, keep=keep)
             instances = Instances(size, boxes=boxes[kept], labels=label[kept], scores=score[kept])

@@ -6,9 +6,10 @@ checkpoints are therefore built from them.
 Differs from fcos.py: image sizes are rounded down and resized without antialiasing; points at the corners of cells, a whole
 number of pixels apart; no learnt factor of a level; a distance on the bound of two levels belongs to neither; GIoU neither
 smoothed nor weighted, divided by the number of positives; candidates by their score over 0.2, not by class probability; boxes
-without area are answered. Its column of the background, which no object trains, is left out.
+without area and points in the padding are answered. Its column of the background, which no object trains, is left out.
 """
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 
@@ -48,6 +49,11 @@ def mean_giou(ltrb: Tensor, wanted: Tensor, weights: Tensor) -> Loss:
     return Loss(loss, loss.new_tensor(len(ltrb)))
 
 
+def everything(points: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """All finite boxes, wherever their points lie, with or without area."""
+    return torch.isfinite(boxes).all(dim=1)
+
+
 def fcos_r50_torchvision(
     *,
     num_classes: int,
@@ -74,7 +80,7 @@ def fcos_r50_torchvision(
             points=cell_corners,
             box_loss=mean_giou,
             num_candidates=num_candidates,
-            min_side_px=-1.0,
+            answered=everything,
         ),
         max_detections=max_detections,
     )

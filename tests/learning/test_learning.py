@@ -94,7 +94,7 @@ def stride_of_4(instances) -> Masks:
 
 
 # What is inside another system learns with it; alone only where time does not matter.
-USUAL = ("mask-rcnn-small", "embedmask-small", "embedmask-fused-small")
+USUAL = ("mask-rcnn-small", "embedmask-small")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in USUAL else pytest.mark.slow) for n in SMALL])

@@ -19,10 +19,11 @@ from maskwright.systems.fcos import (
     Locations,
     Ranking,
     centerness,
+    on_the_image,
     sides,
     weighted_giou,
 )
-from maskwright.systems.torchvision_fcos import StrictAssigner
+from maskwright.systems.torchvision_fcos import StrictAssigner, everything
 
 
 def maps(size, strides=STRIDES, channels=1, batch=1):
@@ -228,11 +229,20 @@ def test_only_boxes_of_one_class_suppress_each_other():
 
 
 def test_boxes_are_cut_to_the_true_image_and_empty_ones_dropped():
-    found = detect([(250, 0, 0.9, 0.9)], boxes={250: [60.0, 100, 140, 127]})
+    found = detect([(234, 0, 0.9, 0.9)], boxes={234: [60.0, 100, 140, 127]})
     assert found.instances.boxes.tolist() == [[60.0, 100.0, 128.0, 120.0]]
     grid = locations((128, 128))
-    below = int(torch.nonzero((grid.points[:, 1] == 124) & (grid.points[:, 0] == 60))[0, 0])
-    assert len(detect([(below, 0, 0.9, 0.9)], boxes={below: [50.0, 122, 70, 127]}).instances) == 0
+    last = int(torch.nonzero((grid.points[:, 1] == 116) & (grid.points[:, 0] == 60))[0, 0])
+    assert len(detect([(last, 0, 0.9, 0.9)], boxes={last: [50.0, 120, 70, 127]}).instances) == 0
+
+
+def test_points_in_the_padding_answer_nothing():
+    grid = locations((128, 128))
+    for y, count in ((116, 1), (124, 0)):  # the image ends at 120 px
+        point = int(torch.nonzero((grid.points == torch.tensor([60.0, y])).all(dim=1))[0, 0])
+        for answered, kept in ((on_the_image, count), (everything, 1)):
+            found = detect([(point, 0, 0.9, 0.9)], boxes={point: [50.0, 100, 70, 127]}, answered=answered)
+            assert len(found.instances) == kept
 
 
 def test_candidates_are_counted_by_level():
