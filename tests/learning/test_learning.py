@@ -122,6 +122,5 @@ def test_a_few_images_are_learnt_by_heart(name, large_nuclei, tmp_path, console)
     num_objects = sum(int((~dataset.instances(i).crowd).sum()) for i in range(len(dataset)))
     print(f"{name}: {metrics.kind} AP {metrics.ap:.3f}, ceiling {best:.3f}, {num_objects} objects")
     assert SYSTEMS[name](num_classes=1).task == (Task.INSTANCES if metrics.kind == "segm" else Task.BOXES)
-    # R-CNN: boxes 0.978, masks 0.945; FCOS 0.992; EmbedMask 0.915, V4 0.951, V1 0.941; of 1. V3 cuts logarithms, which draws
-    # edges inwards: cut at one half of the probability, the same weights reach 0.948.
+    # What they reach is in docs/results.md. V3 cuts logarithms, which draws edges inwards.
     assert metrics.ap >= (0.85 if name == "embedmask-small" else 0.9) * best
