@@ -9,7 +9,7 @@ V3's masks.
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from benchmarks.measure import report, seconds
 from maskwright.api import evaluate
 from maskwright.data.catalog import open_split
 from maskwright.data.coco import CocoDataset
+from maskwright.evaluation import DetectionMetrics
 from maskwright.inference import load
 from maskwright.inference.predictor import Model
 from maskwright.systems.embedmask import EmbedMask
@@ -65,6 +66,11 @@ class Plan(NamedTuple):
         )
         return line
 
+    def scores(self, name: str, seed: int, **arguments: str) -> Mapping[str, DetectionMetrics]:
+        """Metrics of a trained entry, of boxes and masks, as the code is now."""
+        quiet = Console(quiet=True)
+        return evaluate(self.folder(name, seed), data=self.data, arguments=arguments, console=quiet).metrics
+
     def model(self, name: str, seed: int) -> Model:
         """A trained entry."""
         return load(self.folder(name, seed), device="cpu")
@@ -79,11 +85,10 @@ def compared(plan: Plan) -> list[list[str]]:
     seeds = [f"mask AP, seed {s}" for s in range(plan.seeds)]
     rows = [["", *seeds, "mask AP", "AP50", "AP75", "box AP", "training, s", "ms an image"]]
     for name, runs in lines.items():
-        mean = {
-            (kind, key): 100 * statistics.mean(line[kind][key] for line in runs)
-            for kind, key in (("segm", "ap"), ("segm", "ap50"), ("segm", "ap75"), ("bbox", "ap"))
-        }
-        cells = [f"{100 * line['segm']['ap']:.2f}" for line in runs] + [f"{value:.2f}" for value in mean.values()]
+        found = [plan.scores(name, seed) for seed in range(plan.seeds)]
+        masks, boxes = [scores["segm"] for scores in found], [scores["bbox"] for scores in found]
+        columns = [[m.ap for m in masks], [m.ap50 for m in masks], [m.ap75 for m in masks], [m.ap for m in boxes]]
+        cells = [f"{100 * value:.2f}" for value in [*columns[0], *map(statistics.mean, columns)]]
         trained_s = statistics.mean(line["time_s"] for line in runs)
         rows.append([name, *cells, f"{trained_s:.0f}", f"{1000 * times[name] / len(images):.0f}"])
     return rows
@@ -209,11 +214,7 @@ def cuts(plan: Plan) -> list[list[str]]:
             continue
         cells = []
         for cut in ("log", "probability"):
-            found = [
-                evaluate(plan.folder(name, seed), data=plan.data, arguments={"cut": cut}, console=Console(quiet=True))
-                for seed in range(plan.seeds)
-            ]
-            metrics = [answer.metrics["segm"] for answer in found]
+            metrics = [plan.scores(name, seed, cut=cut)["segm"] for seed in range(plan.seeds)]
             cells += [f"{100 * statistics.mean(values):.2f}" for values in ([m.ap for m in metrics], [m.ap75 for m in metrics])]
         rows.append([name, *cells])
     return rows

@@ -468,18 +468,21 @@ def open_data(recipe: Recipe) -> tuple[CocoDataset, CocoDataset]:
 
 def _starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Path | None, console: Console) -> None:
     """Weights to start from: those of another run, of ImageNet, or none where the norms can do without."""
+    backbones = [part for part in system.modules() if isinstance(part, Backbone)]
+    inside = {module for part in backbones for module in part.modules()}
     if recipe.backbone_weights is not None:
         origin = card.arguments.get("weights_origin", ORIGIN)
         if recipe.backbone_weights == "timm" and origin != "timm":
             raise ValueError(f"timm's weights do not fit a ResNet of {origin}: leave arguments.weights_origin as it is")
-        backbones = [part for part in system.modules() if isinstance(part, Backbone)]
         for part in backbones:
             load_backbone(part.network, part.name, recipe.backbone_weights)
-        filled = {module for part in backbones for module in part.modules()}
-    else:
-        filled = set()
     if init is not None:
         initialize(system, card, init, lambda text: console.print(text, highlight=False))
+    elif has_frozen_norms(module for module in system.modules() if module not in inside):
+        raise ValueError(
+            f"{recipe.system} has frozen norms outside the backbone, which only make sense with pretrained weights: "
+            "add --init RUN|FILE, or train them with --set arguments.branch_norm=group"
+        )
     elif recipe.backbone_weights is None and (
         has_frozen_norms(system.modules()) or any(stage.frozen for stage in recipe.stages)
     ):
@@ -487,11 +490,6 @@ def _starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Pat
             f"{recipe.system} has frozen norms or parts, which only make sense with pretrained weights: add --init RUN|FILE, "
             "--set backbone_weights=FILE (or =timm to download them), or train norms from scratch with "
             "--set arguments.norm=group --set frozen=[]"
-        )
-    elif has_frozen_norms(module for module in system.modules() if module not in filled):
-        raise ValueError(
-            f"{recipe.system} has frozen norms outside the backbone, which only make sense with pretrained weights: "
-            "add --init RUN|FILE, or train them with --set arguments.branch_norm=group"
         )
 
 

@@ -288,11 +288,11 @@ def test_constant_warm_up():
 def test_frozen_norms_outside_the_backbone_want_weights_too(coco_folder, tmp_path, console):
     weights = tmp_path / "resnet50.safetensors"
     save_file(timm.create_model("resnet50").state_dict(), weights)
-    changes = ["arguments.branch_norm=frozen", f"backbone_weights={weights}"]
-    recipe = find_recipe("embedmask-r50-fused").with_changes(changes)
-    recipe = recipe.model_copy(update={"data": DataOptions(path=str(coco_folder))})
-    with pytest.raises(ValueError, match=r"frozen norms outside the backbone.*--init.*branch_norm=group"):
-        train(recipe, tmp_path / "run", device="cpu", console=console)
+    for others in (f"backbone_weights={weights}", "arguments.norm=group"):
+        recipe = find_recipe("embedmask-r50-fused").with_changes(["arguments.branch_norm=frozen", others])
+        recipe = recipe.model_copy(update={"data": DataOptions(path=str(coco_folder))})
+        with pytest.raises(ValueError, match=r"frozen norms outside the backbone.*--init.*branch_norm=group"):
+            train(recipe, tmp_path / "run", device="cpu", console=console)
     assert not (tmp_path / "run").exists()
 
 
