@@ -14,6 +14,7 @@ from maskwright.data.files import read_json
 from maskwright.data.loader import evaluation_batches
 from maskwright.evaluation import DetectionMetrics, default_limits, detect, evaluate_detections
 from maskwright.evaluation.detection import COCO_LIMITS
+from maskwright.evaluation.overlaps import Kind
 from maskwright.inference import Model, load
 from maskwright.inference.writer import predict_files as predict
 from maskwright.recipes import DataOptions, Recipe, find_recipe
@@ -94,9 +95,9 @@ def resume(out: str | Path, *, device: str = "auto", console: Console | None = N
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics by kind, "bbox" and "segm", and the detections they were computed from."""
+    """Metrics by kind, "bbox", "segm" and "boundary", and the detections they were computed from."""
 
-    metrics: dict[str, DetectionMetrics]
+    metrics: dict[Kind, DetectionMetrics]
     results: list[dict[str, Any]]
 
 
@@ -145,10 +146,12 @@ def evaluate(
         )
     known = set(dataset.categories.ids)
     results = [entry for entry in results if entry["category_id"] in known]
-    kinds: list[Literal["bbox", "segm"]] = ["bbox"]
+    kinds: list[Kind] = ["bbox"]
     if model.system.task == Task.INSTANCES and _has_masks(dataset):
-        kinds.append("segm")
-    return Evaluation(_metrics(dataset, results, kinds, limits, class_agnostic), results)
+        kinds += ["segm", "boundary"]
+    return Evaluation(
+        evaluate_detections(dataset, results, kinds=kinds, max_detections=limits, class_agnostic=class_agnostic), results
+    )
 
 
 def score(
@@ -172,15 +175,17 @@ def score(
     results = check_results(Path(predictions), read_json(Path(predictions)), dataset)
     if not results:
         raise ValueError(f"{predictions}: there are no results to score")
-    kinds: list[Literal["bbox", "segm"]] = []
+    kinds: list[Kind] = []
     if all("bbox" in entry for entry in results):
         kinds.append("bbox")
     if all("segmentation" in entry for entry in results) and _has_masks(dataset):
-        kinds.append("segm")
+        kinds += ["segm", "boundary"]
     if not kinds:
         raise ValueError(f"{predictions}: some results have a 'bbox' and others a 'segmentation': give all of them one or both")
     limits = COCO_LIMITS if max_detections is None else max_detections
-    return Evaluation(_metrics(dataset, results, kinds, limits, class_agnostic), results)
+    return Evaluation(
+        evaluate_detections(dataset, results, kinds=kinds, max_detections=limits, class_agnostic=class_agnostic), results
+    )
 
 
 def match_categories(model: Categories, data: Categories, where: str, console: Console) -> Categories:
@@ -218,16 +223,3 @@ def _has_masks(dataset: CocoDataset) -> bool:
             f"{', '.join(map(str, without[:5]))}: add them, or remove all to score boxes"
         )
     return not without
-
-
-def _metrics(
-    dataset: CocoDataset,
-    results: list[dict[str, Any]],
-    kinds: Sequence[Literal["bbox", "segm"]],
-    max_detections: Sequence[int],
-    class_agnostic: bool,
-) -> dict[str, DetectionMetrics]:
-    return {
-        kind: evaluate_detections(dataset, results, kind=kind, max_detections=max_detections, class_agnostic=class_agnostic)
-        for kind in kinds
-    }

@@ -8,7 +8,8 @@ from rich.table import Column, Table
 from torch import nn
 
 from maskwright.evaluation import DetectionMetrics
-from maskwright.evaluation.detection import percent
+from maskwright.evaluation.detection import KIND_NAMES, percent
+from maskwright.evaluation.overlaps import Kind
 from maskwright.runs.checkpoints import all_arguments
 from maskwright.systems import SYSTEMS, find_builder
 
@@ -55,7 +56,7 @@ def _measured(name: str) -> tuple[str, dict[str, int]]:
     return system.task, {part: size for part, size in sizes.items() if size}
 
 
-def metric_tables(metrics: Mapping[str, DetectionMetrics]) -> Iterator[Table]:
+def metric_tables(metrics: Mapping[Kind, DetectionMetrics]) -> Iterator[Table]:
     """COCO's numbers in percent, one row for each kind; then AP by class where there are several."""
     first = next(iter(metrics.values()))
     limit = first.max_detections[-1]
@@ -65,12 +66,10 @@ def metric_tables(metrics: Mapping[str, DetectionMetrics]) -> Iterator[Table]:
     )  # fmt: skip
     for kind, m in metrics.items():
         values = [m.ap, m.ap50, m.ap75, m.ap_small, m.ap_medium, m.ap_large, *m.ar]
-        table.add_row({"bbox": "boxes", "segm": "masks"}[kind], *(percent(v) for v in values))
+        table.add_row(KIND_NAMES[kind], *(percent(v) for v in values))
     yield table
     if len(first.per_class) > 1:
-        by_class = Table(
-            "class", *(f"{'box' if kind == 'bbox' else 'mask'} {what}" for kind in metrics for what in ("AP", "AP50")), box=None
-        )
+        by_class = Table("class", *(f"{KIND_NAMES[kind]} {what}" for kind in metrics for what in ("AP", "AP50")), box=None)
         for name in first.per_class:
             by_class.add_row(name, *(percent(v) for m in metrics.values() for v in (m.per_class[name], m.per_class_ap50[name])))
         yield by_class

@@ -66,7 +66,7 @@ class CocoDataset:
         image_ids: npt.NDArray[np.int64],
         sizes: npt.NDArray[np.int32],
         file_names: Sequence[str],
-        columns: _Columns,
+        columns: Columns,
         keypoint_schema: KeypointSchema | None,
         problems: Sequence[str] = (),
     ) -> None:
@@ -128,6 +128,11 @@ class CocoDataset:
             keypoints=torch.from_numpy(keypoints.copy()) if self.keypoint_schema else None,
             is_crowd=torch.from_numpy(columns.is_crowd[rows].copy()),
         )
+
+    def columns(self, index: int) -> Columns:
+        """The annotations of an image as the file has them, which is what evaluators compare."""
+        rows = np.arange(self._columns.image_starts[index], self._columns.image_starts[index + 1])
+        return self._columns.take(rows, np.array([0, len(rows)]))
 
     def check_image(self, index: int) -> None:
         """Look at an image's header: whether it is one, and of the size its annotations were made for.
@@ -213,7 +218,7 @@ class CocoDataset:
 
 
 @dataclass(frozen=True, eq=False)
-class _Columns:
+class Columns:
     """Annotations in columns, grouped by image: image i owns rows image_starts[i] … image_starts[i + 1]."""
 
     image_starts: npt.NDArray[np.int64]
@@ -238,11 +243,11 @@ class _Columns:
             return rle.runs_from_coco(segmentation, size)
         return rle.runs_from_polygons(segmentation, size)
 
-    def take(self, rows: npt.NDArray[np.int64], image_starts: npt.NDArray[np.int64]) -> _Columns:
+    def take(self, rows: npt.NDArray[np.int64], image_starts: npt.NDArray[np.int64]) -> Columns:
         """Some rows, regrouped."""
         lengths = np.diff(self.segment_starts)[rows]
         texts = [self.segments[self.segment_starts[r] : self.segment_starts[r + 1]] for r in rows]
-        return _Columns(
+        return Columns(
             image_starts=image_starts,
             ids=self.ids[rows],
             bboxes=self.bboxes[rows],
@@ -516,9 +521,9 @@ def text(value: Any, name: str) -> str:
     return value
 
 
-def _pack(rows: list[_Row], counts: npt.NDArray[np.int64], schema: KeypointSchema | None) -> _Columns:
+def _pack(rows: list[_Row], counts: npt.NDArray[np.int64], schema: KeypointSchema | None) -> Columns:
     joints = len(schema.names) if schema else 0
-    return _Columns(
+    return Columns(
         image_starts=np.cumsum([0, *counts]),
         ids=np.array([row.id for row in rows], dtype=np.int64),
         bboxes=np.array([row.bbox for row in rows], dtype=np.float64).reshape(-1, 4),

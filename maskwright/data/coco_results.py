@@ -47,16 +47,36 @@ def check_results(path: Path, data: Any, dataset: CocoDataset) -> list[dict[str,
     if not isinstance(data, list):
         raise ValueError(f"{path}: expected a list of COCO results, or a dict with 'annotations'")
     sizes = {int(image_id): dataset.image_size(i) for i, image_id in enumerate(dataset.image_ids)}
-    problems: list[str] = []
+    problems: dict[int, str] = {}
+    masks: dict[int, list[int]] = {}  # places of run lengths, by image
     for place, entry in enumerate(data):
         try:
             _check_result(entry, sizes, set(dataset.categories.ids))
         except (ValueError, TypeError, KeyError, OverflowError) as error:
-            problems.append(f"entry {place}: {f'the key {error} is missing' if isinstance(error, KeyError) else error}")
+            problems[place] = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
+        else:
+            if isinstance(entry.get("segmentation"), dict):
+                masks.setdefault(entry["image_id"], []).append(place)
+    for image_id, places in masks.items():
+        try:
+            rle.all_counts_from_coco([data[place]["segmentation"] for place in places], sizes[image_id])
+        except (ValueError, TypeError):
+            problems |= _damaged({place: data[place]["segmentation"] for place in places}, sizes[image_id])
     if problems:
-        shown = "\n  ".join(problems[:MAX_PROBLEMS_SHOWN])
+        shown = "\n  ".join(f"entry {place}: {problems[place]}" for place in sorted(problems)[:MAX_PROBLEMS_SHOWN])
         raise ValueError(f"{path}: {len(problems)} of {len(data)} results cannot be scored on {dataset.path}:\n  {shown}")
     return list(data)
+
+
+def _damaged(segmentations: dict[int, Any], size: tuple[int, int]) -> dict[int, str]:
+    """What is wrong with the run lengths of an image, by place."""
+    wrong = {}
+    for place, segmentation in segmentations.items():
+        try:
+            rle.counts_from_coco(segmentation, size)
+        except (ValueError, TypeError) as error:
+            wrong[place] = str(error)
+    return wrong
 
 
 def _results_of_dataset(path: Path, data: dict[str, Any], dataset: CocoDataset) -> list[dict[str, Any]]:
@@ -100,11 +120,8 @@ def _check_result(entry: dict[str, Any], sizes: dict[int, tuple[int, int]], cate
         raise ValueError(f"category_id {entry['category_id']} is not in the data set")
     number(entry["score"], "score")
     if "segmentation" in entry:
-        segmentation, size = entry["segmentation"], sizes[entry["image_id"]]
-        if isinstance(segmentation, dict):
-            rle.runs_from_coco(segmentation, size)
-        else:
-            for part in segmentation:
+        if not isinstance(entry["segmentation"], dict):
+            for part in entry["segmentation"]:
                 rle.check_polygon(part)
     elif "bbox" not in entry:
         raise ValueError("has neither 'bbox' nor 'segmentation'")

@@ -1,23 +1,25 @@
-"""COCO average precision and recall of boxes and masks, through hotcoco, with pycocotools' numbers.
+"""COCO average precision and recall of boxes, masks and their edges, with pycocotools' numbers."""
 
-Legend: T IoU thresholds · R recall points · K classes · A area ranges · M limits on detections.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-import hotcoco
 import numpy as np
 import numpy.typing as npt
 
 from maskwright.data.coco import Categories, CocoDataset
 from maskwright.data.coco_results import to_coco_results
 from maskwright.data.loader import Batch
+from maskwright.evaluation.matching import SIZES, Matches, curves, match
+from maskwright.evaluation.overlaps import Kind, measure_overlaps
 from maskwright.structures import ImageBatch, Instances
 
 COCO_LIMITS = (1, 10, 100)
 """COCO's limits on the detections of an image; the last one counts for AP."""
+
+
+KIND_NAMES: Mapping[Kind, str] = {"bbox": "boxes", "segm": "masks", "boundary": "edges"}
+"""As people call them."""
 
 
 def default_limits(max_detections: int) -> tuple[int, ...]:
@@ -35,7 +37,7 @@ class DetectionMetrics:
     """COCO's numbers in [0, 1]; -1 where there is nothing to find, as pycocotools says it.
 
     Args:
-        kind: "bbox" or "segm".
+        kind: "bbox", "segm", or "boundary" (Boundary IoU, CVPR 2021).
         max_detections: the limits used.
         ap, ap50, ap75: over IoU 0.50:0.95, at 0.50, at 0.75; all areas, the largest limit.
         ap_small, ap_medium, ap_large: under 32², to 96², over 96² px², original image.
@@ -45,7 +47,7 @@ class DetectionMetrics:
         per_class_ap50: AP at 0.50 by class name.
     """
 
-    kind: Literal["bbox", "segm"]
+    kind: Kind
     max_detections: tuple[int, ...]
     ap: float
     ap50: float
@@ -74,61 +76,85 @@ def evaluate_detections(
     dataset: CocoDataset,
     results: Sequence[dict[str, Any]],
     *,
-    kind: Literal["bbox", "segm"],
+    kinds: Sequence[Kind],
     max_detections: Sequence[int] = COCO_LIMITS,
     class_agnostic: bool = False,
-) -> DetectionMetrics:
+) -> dict[Kind, DetectionMetrics]:
     """Score detections against a data set.
 
     Args:
         dataset: the ground truth.
         results: entries of a COCO results file, original category ids.
-        kind: what overlap is measured on.
-        max_detections: ascending limits on the detections of an image; AP uses the last.
+        kinds: what overlap is measured on.
+        max_detections: ascending limits on the detections of an image and class; AP uses the last.
         class_agnostic: whether an object counts as found whatever class it was given.
 
     Raises:
         ValueError: results without the boxes or masks asked for.
     """
+    limits = check_limits(max_detections)
+    check_fields(results, kinds)
+    overlaps = measure_overlaps(dataset, results, kinds)
+    names = () if class_agnostic else dataset.categories.names
+    answer = {}
+    for kind in kinds:
+        matches = match(overlaps, kind, max_detections=limits[-1], class_agnostic=class_agnostic)
+        answer[kind] = metrics_of(matches, names, limits)
+    return answer
+
+
+def check_limits(max_detections: Sequence[int]) -> tuple[int, ...]:
+    """Limits on detections, ascending.
+
+    Raises:
+        ValueError: something that is no limit.
+    """
     limits = tuple(sorted(set(max_detections)))
     if not limits or not all(isinstance(limit, int) and 0 < limit < 2**31 for limit in limits):
         raise ValueError(f"got limits {list(max_detections)} on detections, expected positive numbers, for example 1, 10, 100")
-    field = "bbox" if kind == "bbox" else "segmentation"
-    missing = sum(field not in entry for entry in results)
-    if missing:
-        raise ValueError(
-            f"{missing} of {len(results)} results have no {field!r}: score them by {'masks' if kind == 'bbox' else 'boxes'}"
-        )
-    keys = ("image_id", "category_id", "score", field)  # a box beside a mask would decide the area range
-    truth = hotcoco.COCO(dataset.to_coco())
-    run = hotcoco.COCOeval(truth, truth.load_res([{key: entry[key] for key in keys} for entry in results]), kind)
-    run.params.max_dets = list(limits)
-    run.params.use_cats = not class_agnostic
-    run.evaluate()
-    run.accumulate()
-    assert run.eval is not None
-    precision, recall = np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])  # (T, R, K, A, M), (T, K, A, M)
-    order = list(run.params.cat_ids)
-    names = dict(zip(dataset.categories.ids, dataset.categories.names, strict=True))
-    per_class = {} if class_agnostic else {names[c]: _mean(precision[:, :, k, 0, -1]) for k, c in enumerate(order)}
-    per_class_ap50 = {} if class_agnostic else {names[c]: _mean(precision[0, :, k, 0, -1]) for k, c in enumerate(order)}
-    by_area = [_mean(precision[:, :, :, a, -1]) for a in range(4)]
-    recall_by_area = [_mean(recall[:, :, a, -1]) for a in range(4)]
+    return limits
+
+
+def check_fields(results: Sequence[dict[str, Any]], kinds: Iterable[Kind]) -> None:
+    """Make sure that results can be scored.
+
+    Raises:
+        ValueError: some have no box, or no mask, where they are needed.
+    """
+    for kind in kinds:
+        field = "bbox" if kind == "bbox" else "segmentation"
+        missing = sum(field not in entry for entry in results)
+        if missing:
+            raise ValueError(
+                f"{missing} of {len(results)} results have no {field!r}: score them by {'masks' if kind == 'bbox' else 'boxes'}"
+            )
+
+
+def metrics_of(matches: Matches, names: Sequence[str], limits: Sequence[int]) -> DetectionMetrics:
+    """COCO's numbers of matched detections.
+
+    Args:
+        names: of the classes; none where they are ignored.
+        limits: ascending limits on detections; what was matched had the last.
+    """
+    by_size = {size: curves(matches, size, full=False) for size in SIZES}
+    everything = by_size["all"]
+    recalls = [curves(matches.limited(limit), full=False).recall for limit in limits[:-1]] + [everything.recall]
     return DetectionMetrics(
-        kind=kind,
-        max_detections=limits,
-        ap=by_area[0],
-        ap50=_mean(precision[0, :, :, 0, -1]),
-        ap75=_mean(precision[5, :, :, 0, -1]),
-        ap_small=by_area[1],
-        ap_medium=by_area[2],
-        ap_large=by_area[3],
-        ar=tuple(_mean(recall[:, :, 0, m]) for m in range(len(limits))),
-        ar_small=recall_by_area[1],
-        ar_medium=recall_by_area[2],
-        ar_large=recall_by_area[3],
-        per_class=per_class,
-        per_class_ap50=per_class_ap50,
+        kind=matches.kind,
+        max_detections=tuple(limits),
+        ap=_mean(everything.ap),
+        ap50=_mean(everything.ap[:, 0]),
+        ap75=_mean(everything.ap[:, 5]),
+        ap_small=_mean(by_size["small"].ap),
+        ap_medium=_mean(by_size["medium"].ap),
+        ap_large=_mean(by_size["large"].ap),
+        ar=tuple(_mean(recall) for recall in recalls),
+        ar_small=_mean(by_size["small"].recall),
+        ar_medium=_mean(by_size["medium"].recall),
+        ar_large=_mean(by_size["large"].recall),
+        per_class={name: _mean(everything.ap[:, :, k]) for k, name in enumerate(names)},
+        per_class_ap50={name: _mean(everything.ap[:, 0, k]) for k, name in enumerate(names)},
     )
 
 
@@ -151,5 +177,5 @@ def detect(
 
 def _mean(values: npt.NDArray[np.float64]) -> float:
     """Mean over what exists; -1 where nothing does."""
-    present = values[values > -1]
+    present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else -1.0

@@ -80,7 +80,7 @@ class Masks:
         Raises:
             ValueError: an encoding that is damaged or made for another image size.
         """
-        return cls.from_runs([rle.runs_from_coco(r, image_size) for r in rles], image_size)
+        return cls.from_runs([rle.counts_to_runs(counts) for counts in rle.all_counts_from_coco(rles, image_size)], image_size)
 
     @classmethod
     def from_polygons(cls, objects: Sequence[Sequence[Sequence[float]]], image_size: tuple[int, int]) -> Masks:

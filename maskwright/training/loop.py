@@ -7,13 +7,15 @@ process does its share of each batch and of the validation set, and the first on
 
 import json
 import os
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -26,6 +28,7 @@ from maskwright.data.files import read_json, write_json, write_text
 from maskwright.data.loader import Batch, Share, TrainingImages, batches_per_epoch, evaluation_batches, training_batches
 from maskwright.evaluation import DetectionMetrics, contact_sheet, default_limits, detect, draw_instances, evaluate_detections
 from maskwright.evaluation.detection import percent
+from maskwright.evaluation.overlaps import Kind
 from maskwright.evaluation.report import write_report
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.norms import has_frozen_norms
@@ -43,7 +46,8 @@ from maskwright.weights import load_backbone
 
 STATE, RECIPE, SPLIT, METRICS = "training.safetensors", "recipe.yaml", "split.json", "metrics.jsonl"
 POSITION = ("stage", "step", "best", "time_s", "sums")  # of a run, kept in its checkpoints
-KINDS: dict[Task, list[Literal["bbox", "segm"]]] = {Task.INSTANCES: ["bbox", "segm"], Task.BOXES: ["bbox"]}
+WARM_UP, TIMED = 2, 8  # steps, when it is measured how long one takes
+KINDS: dict[Task, list[Kind]] = {Task.INSTANCES: ["bbox", "segm"], Task.BOXES: ["bbox"]}
 """What a task is scored on; the last decides which model is best."""
 
 
@@ -114,6 +118,29 @@ def train(
         return metrics or _evaluate(run)[1][-1]
 
 
+def seconds_per_epoch(recipe: Recipe, *, device: str = "auto") -> list[float]:
+    """How long the steps of an epoch of each stage take here, measured on a few of them; nothing is kept."""
+    answer = []
+    with TemporaryDirectory() as folder, joined(own_device(device)) as processes:
+        console = Console(quiet=True)
+        run = _open_run(
+            recipe, Path(folder, "run"), None, resume=False, device=own_device(device), processes=processes, console=console
+        )
+        for run.stage, stage in enumerate(recipe.stages):
+            set_trainable(run.system, stage)
+            optimizer = build_optimizer(run.system, stage.optimizer)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0  # the weights are those of a beginning, all the time
+            batches, network = _batches(run, stage), parallel(run.system, processes)
+            times = []
+            for _ in range(WARM_UP + TIMED):
+                began = time.monotonic()
+                _step(run, network, optimizer, list(islice(batches, stage.micro_batches)), stage.optimizer.clip_norm)
+                times.append(time.monotonic() - began)
+            answer.append(statistics.median(times[WARM_UP:]) * batches_per_epoch(run.train, stage.batch_size))
+    return answer
+
+
 def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> DetectionMetrics | None:
     """All steps of a stage from `run.step` on; metrics of its last evaluation."""
     set_trainable(run.system, stage)
@@ -121,12 +148,9 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
     if state is not None:
         _restore_optimizer(optimizer, state)
     network = parallel(run.system, run.processes)
-    share = Share(stage.micro_batches, run.processes.rank, run.processes.count)
     per_epoch = batches_per_epoch(run.train, stage.batch_size)
     total = max(1, round(stage.epochs * per_epoch))
-    transform = augmentation(stage.augment, run.system.input, run.train.keypoint_schema)
-    images = TrainingImages(run.train, spec=run.system.input, transform=transform, seed=run.recipe.seed + run.stage)
-    batches = training_batches(images, batch_size=stage.batch_size, workers=run.recipe.workers, share=share, start=run.step)
+    batches = _batches(run, stage)
     if run.step == 0:
         _save_last(run, optimizer)  # so that a run can be resumed from its first moment
         if run.processes.is_first:
@@ -149,6 +173,14 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
             elif within == 0 or (run.recipe.checkpoint_steps and run.step % run.recipe.checkpoint_steps == 0):
                 _save_last(run, optimizer)
     return metrics
+
+
+def _batches(run: _Run, stage: Stage) -> Iterator[Batch]:
+    """This process' micro-batches of a stage, from the run's step on."""
+    share = Share(stage.micro_batches, run.processes.rank, run.processes.count)
+    transform = augmentation(stage.augment, run.system.input, run.train.keypoint_schema)
+    images = TrainingImages(run.train, spec=run.system.input, transform=transform, seed=run.recipe.seed + run.stage)
+    return training_batches(images, batch_size=stage.batch_size, workers=run.recipe.workers, share=share, start=run.step)
 
 
 def _step(
@@ -234,7 +266,7 @@ def _evaluate(run: _Run) -> tuple[dict[str, float], list[DetectionMetrics]]:
     if gathered := processes.gather((results, totals)):
         everything = [entry for part, _ in gathered for entry in part]
         limits = default_limits(system.max_detections)
-        metrics = [evaluate_detections(run.val, everything, kind=kind, max_detections=limits) for kind in kinds]
+        metrics = list(evaluate_detections(run.val, everything, kinds=kinds, max_detections=limits).values())
         names = {name for _, part in gathered for name in part}
         answer = (
             {name: _share_of_sums([part[name] for _, part in gathered if name in part]) for name in sorted(names)},

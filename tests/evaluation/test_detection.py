@@ -35,7 +35,7 @@ def oracle_stats(path, results, kind, limits, class_agnostic=False):
     return stats, classes
 
 
-def random_case(root, seed, *, images=6, classes=4, size=(90, 120)):
+def random_case(root, seed, *, images=6, classes=4, size=(90, 120), scale=1.0):
     """Ground truth with crowds, several classes and areas, and noisy detections of it."""
     rng = np.random.default_rng(seed)
     truth = {
@@ -61,7 +61,7 @@ def random_case(root, seed, *, images=6, classes=4, size=(90, 120)):
     for i in range(images):
         truth["images"].append({"id": 10 + i, "file_name": f"{i}.png", "height": size[0], "width": size[1]})
         for _ in range(int(rng.integers(0, 9))):
-            shape = np.array([rng.uniform(5, 115), rng.uniform(5, 85), rng.uniform(2, 45), rng.uniform(2, 45)])
+            shape = scale * np.array([rng.uniform(5, 115), rng.uniform(5, 85), rng.uniform(2, 45), rng.uniform(2, 45)])
             category = int(rng.choice(ids))
             mask = blob(*shape)
             if not mask.any():
@@ -97,8 +97,8 @@ def random_case(root, seed, *, images=6, classes=4, size=(90, 120)):
 def test_numbers_equal_pycocotools(tmp_path, seed, kind, limits, class_agnostic):
     path, results = random_case(tmp_path, seed)
     ours = evaluate_detections(
-        read_coco(path, tmp_path), results, kind=kind, max_detections=limits, class_agnostic=class_agnostic
-    )
+        read_coco(path, tmp_path), results, kinds=[kind], max_detections=limits, class_agnostic=class_agnostic
+    )[kind]
     stats, classes = oracle_stats(path, results, kind, limits, class_agnostic)
     assert ours.stats() == pytest.approx(stats, abs=1e-9)
     names = {f"c{c}": ap for c, ap in classes.items()}
@@ -124,7 +124,7 @@ def test_real_case_equals_pycocotools(kind):
         for a, b in zip(truth, truth[1:] + truth[:1], strict=True)
         if b["segmentation"]["size"] == sizes[a["image_id"]]
     ]
-    ours = evaluate_detections(dataset, results, kind=kind)
+    ours = evaluate_detections(dataset, results, kinds=[kind])[kind]
     stats, _ = oracle_stats(path, results, kind, (1, 10, 100))
     assert len(results) > 400
     assert 0 <= ours.ap < 1
@@ -135,27 +135,29 @@ def test_real_case_equals_pycocotools(kind):
 def test_truth_as_predictions_is_perfect(kind):
     dataset = read_coco(EXAMPLES / "annotations" / "val.json", EXAMPLES / "images")
     results = [{**a, "score": 1.0} for a in dataset.to_coco()["annotations"]]
-    metrics = evaluate_detections(dataset, results, kind=kind, max_detections=(1, 10, 300))
+    metrics = evaluate_detections(dataset, results, kinds=[kind], max_detections=(1, 10, 300))[kind]
     assert metrics.ap == pytest.approx(1)
     assert metrics.ar[-1] == pytest.approx(1)
 
 
 def test_no_detections_and_no_objects(tmp_path):
     path, _ = random_case(tmp_path, 0)
-    nothing = evaluate_detections(read_coco(path, tmp_path), [], kind="segm")
+    nothing = evaluate_detections(read_coco(path, tmp_path), [], kinds=["segm"])["segm"]
     assert nothing.ap == 0
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "annotations": []}))
-    empty = evaluate_detections(read_coco(path, tmp_path), [], kind="bbox")
+    empty = evaluate_detections(read_coco(path, tmp_path), [], kinds=["bbox"])["bbox"]
     assert empty.ap == -1
 
 
 def test_class_subset_scores_only_what_it_names(tmp_path):
     path, results = random_case(tmp_path, 1)
     name = json.loads(path.read_text())["categories"][2]["name"]
-    whole = evaluate_detections(read_coco(path, tmp_path), results, kind="segm")
+    whole = evaluate_detections(read_coco(path, tmp_path), results, kinds=["segm"])["segm"]
     dataset = read_coco(path, tmp_path, classes=[name])
-    some = evaluate_detections(dataset, [r for r in results if r["category_id"] == dataset.categories.ids[0]], kind="segm")
+    some = evaluate_detections(dataset, [r for r in results if r["category_id"] == dataset.categories.ids[0]], kinds=["segm"])[
+        "segm"
+    ]
     assert some.ap == pytest.approx(whole.per_class[name], abs=1e-12)
 
 
@@ -163,4 +165,4 @@ def test_results_without_masks_are_refused(tmp_path):
     path, results = random_case(tmp_path, 0)
     del results[0]["segmentation"]
     with pytest.raises(ValueError, match="1 of .* results have no 'segmentation': score them by boxes"):
-        evaluate_detections(read_coco(path, tmp_path), results, kind="segm")
+        evaluate_detections(read_coco(path, tmp_path), results, kinds=["segm"])["segm"]

@@ -77,7 +77,7 @@ def ceiling(dataset, kind: str, grid) -> float:
         for entry, code in zip(truth, codes, strict=True):
             entry["segmentation"] = code
     answers = [{**entry, "score": 1.0} for entry in truth if not entry["iscrowd"]]
-    return evaluate_detections(dataset, answers, kind=kind).ap
+    return evaluate_detections(dataset, answers, kinds=[kind])[kind].ap
 
 
 def boxes_of_28(instances) -> Masks:
