@@ -1,16 +1,15 @@
 """Timing within one process, and the tables of README.md."""
 
-import platform
 import re
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-import torchvision
+
+from maskwright.runs.device import machine_line
 
 README = Path(__file__).with_name("README.md")
 
@@ -37,21 +36,11 @@ def matmul_rate(dtype: torch.dtype, *, side: int = 2048) -> Callable[[], object]
     return lambda: a @ a
 
 
-def machine() -> str:
-    """What the figures were taken on, in a line."""
-    amx = torch.cpu._is_amx_tile_supported()
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
-    return (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, bf16 matrix units: {'yes' if amx else 'no'}{gpu}; torch "
-        f"{torch.__version__.split('+')[0]}, torchvision {torchvision.__version__.split('+')[0]}; {date.today().isoformat()}"
-    )
-
-
 def report(name: str, command: str, rows: Sequence[Sequence[str]], notes: str = "") -> None:
     """Print a table, its first row the header, and put it into its section of README.md."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
-    body = "\n".join([f"`{command}`", "", *lines, "", *([notes, ""] if notes else []), machine()])
+    body = "\n".join([f"`{command}`", "", *lines, "", *([notes, ""] if notes else []), machine_line()])
     print(body)
     text = README.read_text(encoding="utf-8")
     section = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.S)

@@ -1,31 +1,34 @@
 """The verbs of the workbench as functions; the command line calls the same ones."""
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
+from maskwright.comparison import compare
+from maskwright.comparison.comparing import REPORT, Answered, assemble, from_model, from_results, with_costs, with_history
+from maskwright.comparison.running import costs
 from maskwright.data.catalog import open_split
-from maskwright.data.coco import Categories, CocoDataset
+from maskwright.data.coco import CocoDataset
 from maskwright.data.coco_results import check_results
 from maskwright.data.files import read_json
-from maskwright.data.loader import evaluation_batches
-from maskwright.evaluation import DetectionMetrics, default_limits, detect, evaluate_detections
-from maskwright.evaluation.detection import COCO_LIMITS
+from maskwright.evaluation import DetectionMetrics, default_limits, evaluate_detections
+from maskwright.evaluation.detection import COCO_LIMITS, check_limits
 from maskwright.evaluation.overlaps import Kind
 from maskwright.inference import Model, load
+from maskwright.inference.scoring import detections
 from maskwright.inference.writer import predict_files as predict
 from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.recipes.recipe import read_recipe
 from maskwright.runs.importing import import_weights
-from maskwright.runs.progress import shown
-from maskwright.systems import SYSTEMS, Task
+from maskwright.systems import SYSTEMS
 from maskwright.training import train as train_recipe
-from maskwright.training.loop import check_folder
+from maskwright.training.loop import RECIPE, check_folder, open_data
 
-__all__ = ["Evaluation", "evaluate", "import_weights", "load", "predict", "score", "train"]
+__all__ = ["Evaluation", "compare", "evaluate", "import_weights", "load", "predict", "report", "score", "train"]
 
 
 def train(
@@ -77,7 +80,9 @@ def train(
         invalid="skip" if skip_invalid else "stop",
     )
     recipe = recipe.model_copy(update={"data": options})
-    return train_recipe(recipe, Path(out), init=None if init is None else Path(init), device=device, console=console)
+    metrics = train_recipe(recipe, Path(out), init=None if init is None else Path(init), device=device, console=console)
+    _report_training(Path(out), device, console)
+    return metrics
 
 
 def resume(out: str | Path, *, device: str = "auto", console: Console | None = None) -> DetectionMetrics:
@@ -90,7 +95,15 @@ def resume(out: str | Path, *, device: str = "auto", console: Console | None = N
     recipe: Recipe = read_recipe(Path(out) / "recipe.yaml")
     if recipe.system not in SYSTEMS:
         raise ValueError(f"{out}: trains {recipe.system!r}, which is not part of maskwright: a folder alone never imports code")
-    return train_recipe(recipe, Path(out), resume=True, device=device, console=console)
+    metrics = train_recipe(recipe, Path(out), resume=True, device=device, console=console)
+    _report_training(Path(out), device, console)
+    return metrics
+
+
+def _report_training(out: Path, device: str, console: Console | None) -> None:
+    """A page about the best model, written by one of the processes that trained it."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        report(out, device=device, console=console)
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,7 @@ def evaluate(
     class_agnostic: bool = False,
     skip_invalid: bool = False,
     arguments: Mapping[str, Any] | None = None,
+    report: str | Path | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> Evaluation:
@@ -124,6 +138,7 @@ def evaluate(
         max_detections: limits on the detections of an image; AP uses the last. By default 1, 10 and the model's own number.
         class_agnostic: whether an object counts as found whatever class it was given.
         arguments: of the system in place of the saved ones, where `run` is a path; for example {"short_px": 600}.
+        report: a page to write about it.
 
     Raises:
         ValueError: data that cannot be read, or whose classes the model does not know.
@@ -132,26 +147,9 @@ def evaluate(
     dataset = open_split(
         Path(data), split, images=None if images is None else Path(images), invalid="skip" if skip_invalid else "stop"
     )
-    console = console or Console(markup=False)
-    if class_agnostic:
-        categories = Categories(model.names, (dataset.categories.ids[0],) * len(model.names))
-    else:
-        categories = match_categories(model.categories, dataset.categories, str(data), console)
-    limits = default_limits(model.system.max_detections) if max_detections is None else max_detections
-    limit = max(limits)
-    batches = evaluation_batches(dataset, spec=model.system.input, batch_size=4)
-    with shown(console, "evaluate", total=len(dataset)) as bar:
-        results = detect(
-            lambda batch: model.detect(batch, max_detections=limit), batches, categories, device=model.device, done=bar.advance
-        )
-    known = set(dataset.categories.ids)
-    results = [entry for entry in results if entry["category_id"] in known]
-    kinds: list[Kind] = ["bbox"]
-    if model.system.task == Task.INSTANCES and _has_masks(dataset):
-        kinds += ["segm", "boundary"]
-    return Evaluation(
-        evaluate_detections(dataset, results, kinds=kinds, max_detections=limits, class_agnostic=class_agnostic), results
-    )
+    where = None if isinstance(run, Model) else Path(run)
+    scoring = _Scoring(dataset, split, max_detections, class_agnostic, None if report is None else Path(report), console)
+    return scoring.of_model(model, where, f"maskwright evaluate {where or 'RUN'} --data {data}")
 
 
 def score(
@@ -159,67 +157,99 @@ def score(
     *,
     data: str | Path,
     split: Literal["train", "val"] = "val",
+    images: str | Path | None = None,
     max_detections: Sequence[int] | None = None,
     class_agnostic: bool = False,
     skip_invalid: bool = False,
+    report: str | Path | None = None,
+    console: Console | None = None,
 ) -> Evaluation:
-    """Score anybody's COCO results file; images are not needed.
+    """Score anybody's COCO results file; images are only needed for pictures in the report.
 
     Args:
         predictions: a list of COCO results, or what `maskwright predict` wrote.
         data: a folder with splits, or the annotation file itself.
+        images: folder of the images of an annotation file; by default its own.
+        report: a page to write about it.
     """
-    path = Path(data)
-    invalid: Literal["stop", "skip"] = "skip" if skip_invalid else "stop"
-    dataset = open_split(path, split, invalid=invalid, needs_images=False)
-    results = check_results(Path(predictions), read_json(Path(predictions)), dataset)
-    if not results:
-        raise ValueError(f"{predictions}: there are no results to score")
-    kinds: list[Kind] = []
-    if all("bbox" in entry for entry in results):
-        kinds.append("bbox")
-    if all("segmentation" in entry for entry in results) and _has_masks(dataset):
-        kinds += ["segm", "boundary"]
-    if not kinds:
-        raise ValueError(f"{predictions}: some results have a 'bbox' and others a 'segmentation': give all of them one or both")
-    limits = COCO_LIMITS if max_detections is None else max_detections
-    return Evaluation(
-        evaluate_detections(dataset, results, kinds=kinds, max_detections=limits, class_agnostic=class_agnostic), results
-    )
+    file, invalid = Path(predictions), "skip" if skip_invalid else "stop"
+    where = None if images is None else Path(images)
+    dataset = open_split(Path(data), split, images=where, invalid=invalid, needs_images=False)  # type: ignore[arg-type]
+    results = check_results(file, read_json(file), dataset)
+    scoring = _Scoring(dataset, split, max_detections, class_agnostic, None if report is None else Path(report), console)
+    answered = from_results(file, results, dataset)
+    return scoring.of(file.stem, answered, COCO_LIMITS, f"maskwright evaluate --predictions {file} --data {data}")
 
 
-def match_categories(model: Categories, data: Categories, where: str, console: Console) -> Categories:
-    """The model's classes with the ids the data has for them; -1 for a class the data does not have.
+def report(
+    run: str | Path, *, data: str | Path | None = None, device: str = "auto", console: Console | None = None
+) -> Evaluation:
+    """Score a run on its validation images and write its report.html: metrics with intervals, curves, errors, pictures.
 
-    Classes are matched by name; by id only where the names are mere numbers.
+    Args:
+        run: a run folder; its best model is used.
+        data: where its data set is now; by default where it was.
 
     Raises:
-        ValueError: nothing in common.
+        ValueError: not a run, or its data is not there.
     """
-    ids = dict(zip(data.names, data.ids, strict=True))
-    if any(name in ids for name in model.names):
-        unscored = [name for name in model.names if name not in ids]
-        unknown = [name for name in data.names if name not in model.names]
-        if unscored:
-            console.print(f"not scored, as {where} has no such class: {', '.join(unscored)}", highlight=False)
-        if unknown:
-            console.print(f"unknown to the model: {', '.join(unknown)}", highlight=False)
-        return Categories(model.names, tuple(ids.get(name, -1) for name in model.names))
-    nameless = all(name.isdigit() for name in data.names) or all(name.isdigit() for name in model.names)
-    if nameless and set(model.ids) == set(data.ids):
-        return model
-    raise ValueError(
-        f"{where}: its classes ({', '.join(data.names)}) have no names in common with the model's "
-        f"({', '.join(model.names)}): evaluate on data of the same classes"
-    )
+    folder = Path(run)
+    if not (folder / RECIPE).is_file():
+        raise ValueError(f"{folder}: is not the folder of a run: use 'maskwright evaluate' for weights and results files")
+    recipe = read_recipe(folder / RECIPE)
+    options = recipe.data
+    if options is None:
+        raise ValueError(f"{folder / RECIPE}: names no data: use 'maskwright evaluate {folder} --data DIR'")
+    if data is None and not Path(options.path).exists():
+        raise ValueError(f"{options.path}: the data of {folder} is not there any more: say where it is with --data DIR")
+    options = options.model_copy(update={"path": options.path if data is None else str(data)})
+    recipe = recipe.model_copy(update={"data": options})
+    dataset = open_data(recipe)[1]
+    scoring = _Scoring(dataset, "val", None, False, folder / REPORT, console)
+    return scoring.of_model(load(folder, device=device), folder, f"maskwright report {folder}")
 
 
-def _has_masks(dataset: CocoDataset) -> bool:
-    """Whether masks can be scored; some without a segmentation would count as never found."""
-    without = dataset.ids_without_mask()
-    if 0 < len(without) < dataset.num_instances:
-        raise ValueError(
-            f"{dataset.path}: {len(without)} of {dataset.num_instances} annotations have no segmentation, for example "
-            f"{', '.join(map(str, without[:5]))}: add them, or remove all to score boxes"
+@dataclass(frozen=True)
+class _Scoring:
+    """How detections of a data set are scored, and where the page about it goes."""
+
+    dataset: CocoDataset
+    split: str
+    max_detections: Sequence[int] | None
+    class_agnostic: bool
+    report: Path | None
+    console: Console | None
+
+    def of_model(self, model: Model, where: Path | None, command: str) -> Evaluation:
+        """Predict, then score."""
+        console = self.console or Console(markup=False)
+        usual = default_limits(model.system.max_detections)
+        limit = check_limits(self.max_detections or usual)[-1]
+        results = detections(model, self.dataset, limit=limit, console=console, class_agnostic=self.class_agnostic)
+        answered = from_model(model, self.dataset, [lambda: results])
+        name = model.card.system if where is None else where.name
+        if self.report is not None:
+            facts = answered.facts if where is None or where.is_file() else with_history(answered.facts, [where])
+            answered = with_costs(replace(answered, facts=facts), costs({name: model}, self.dataset, console)[name])
+        return self.of(name, answered, usual, command)
+
+    def of(self, name: str, answered: Answered, usual: Sequence[int], command: str) -> Evaluation:
+        """Score what was answered."""
+        limits, results = check_limits(self.max_detections or usual), answered.results[0]()
+        if self.report is None:
+            metrics = evaluate_detections(
+                self.dataset, results, kinds=answered.kinds, max_detections=limits, class_agnostic=self.class_agnostic
+            )
+            return Evaluation(metrics, results)
+        comparison = assemble(
+            self.dataset,
+            {name: answered},
+            title=name,
+            command=command,
+            limits=limits,
+            out=self.report,
+            console=self.console or Console(markup=False),
+            split=self.split,
+            class_agnostic=self.class_agnostic,
         )
-    return not without
+        return Evaluation(comparison.rows[0].metrics[0], results)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -92,6 +92,72 @@ def train(
 
 
 @app.command()
+def compare(
+    entries: Annotated[
+        list[str],
+        typer.Argument(help="Each '[NAME: ]WHAT... [name=value...]': a system, run folders, or COCO results."),
+    ],
+    data: Annotated[Path, typer.Option(help="Folder with train and val splits; everything is scored on val.")],
+    out: Annotated[Path, typer.Option(help="Folder to write into; what is there is gone on with.")] = Path("compare"),
+    epochs: Annotated[float | None, typer.Option(help="Of each run, in place of the recipe's.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Of training for each run; its steps are measured once.")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each system.")] = 3,
+    images: ImagesOption = None,
+    val_fraction: Annotated[float | None, typer.Option(help="Share of a single file's images kept for validation.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Names of the classes to use, separated by commas.")] = None,
+    max_detections: Annotated[str | None, typer.Option(help="Limits on the detections of an image, like 1,10,300.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A recipe field of all that is trained.")] = None,
+    skip_invalid: SkipOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train systems, score them beside runs and anybody's results, and write one report with what can be told apart."""
+    from maskwright.comparison import compare
+    from maskwright.evaluation.comparison import in_words
+    from maskwright.overview import comparison_tables
+    from maskwright.recipes import DataOptions
+
+    options = DataOptions(
+        path=str(data),
+        images=None if images is None else str(images),
+        val_fraction=val_fraction,
+        classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
+        invalid="skip" if skip_invalid else "stop",
+    )
+    answer = compare(
+        entries,
+        data=data,
+        out=out,
+        epochs=epochs,
+        minutes=minutes,
+        seeds=seeds,
+        changes=set_ or [],
+        options=options,
+        max_detections=None if max_detections is None else _limits(max_detections),
+        device=device,
+        console=console,
+    )
+    for table in comparison_tables(answer):
+        console.print(table)
+    for ranked in answer.tables:
+        for sentence in in_words(ranked):
+            console.print(sentence, highlight=False)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    data: Annotated[Path | None, typer.Option(help="Where its data set is now, if it was moved.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score a run on its validation images and write its report.html: intervals, curves, errors, pictures."""
+    from maskwright import api
+    from maskwright.overview import metric_tables
+
+    for table in metric_tables(api.report(run, data=data, device=device, console=console).metrics):
+        console.print(table)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run folder or weights file.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with splits, or one COCO annotation file.")] = None,
@@ -104,6 +170,9 @@ def evaluate(
     ] = None,
     class_agnostic: Annotated[bool, typer.Option("--class-agnostic", help="Ignore classes.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the detections, a COCO results file.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Page to write; by default report.html in the run folder, or beside the file.")
+    ] = None,
     skip_invalid: SkipOption = False,
     set_: ArgumentsOption = None,
     device: DeviceOption = "auto",
@@ -111,33 +180,27 @@ def evaluate(
     """Score a run, or anybody's COCO results file, by COCO's protocol."""
     from maskwright import api
     from maskwright.data.files import write_json
+    from maskwright.overview import metric_tables
     from maskwright.recipes.recipe import parse_assignments
 
     if data is None or (run is None) == (predictions is None):
         raise ValueError("maskwright evaluate needs --data, and either RUN or --predictions results.json")
-    limits = None if max_detections is None else _limits(max_detections)
     if out is not None and out.exists() and not out.is_file():
         raise ValueError(f"{out}: is not a file: choose another --out")
+    common: dict[str, Any] = {
+        "data": data,
+        "split": split,
+        "images": images,
+        "max_detections": None if max_detections is None else _limits(max_detections),
+        "class_agnostic": class_agnostic,
+        "skip_invalid": skip_invalid,
+        "report": report or _page_of(cast(Path, run or predictions)),
+        "console": console,
+    }
     if predictions is not None:
-        answer = api.score(
-            predictions, data=data, split=split, max_detections=limits, class_agnostic=class_agnostic, skip_invalid=skip_invalid
-        )
+        answer = api.score(predictions, **common)
     else:
-        assert run is not None
-        answer = api.evaluate(
-            run,
-            data=data,
-            split=split,
-            images=images,
-            max_detections=limits,
-            class_agnostic=class_agnostic,
-            skip_invalid=skip_invalid,
-            arguments=parse_assignments(set_ or []),
-            device=device,
-            console=console,
-        )
-    from maskwright.overview import metric_tables
-
+        answer = api.evaluate(cast(Path, run), arguments=parse_assignments(set_ or []), device=device, **common)
     for table in metric_tables(answer.metrics):
         console.print(table)
     if out is not None:
@@ -203,6 +266,11 @@ def import_(
         say=lambda text: console.print(text, highlight=False, soft_wrap=True),
     )
     console.print(f"imported into {out}: try 'maskwright predict {out} IMAGES --out pred/'", highlight=False, soft_wrap=True)
+
+
+def _page_of(what: Path) -> Path:
+    """Where a page about a run folder, a weights file or a results file goes."""
+    return what / "report.html" if what.is_dir() else what.with_name(f"{what.stem}.report.html")
 
 
 def _limits(text: str) -> list[int]:

@@ -45,14 +45,15 @@ def run_demo(out: Path, *, device: str, console: Console) -> None:
         console=console,
     )
     console.print("2. Evaluate the best model on 16 validation images it never saw.")
-    model = api.load(out, device=device)
-    evaluation = api.evaluate(model, data=EXAMPLES, console=console)
+    evaluation = api.report(out, device=device, console=console)
     for table in metric_tables(evaluation.metrics):
         console.print(table)
     console.print("3. Predict them, and write pictures, outlines and COCO masks.")
     dataset = open_split(EXAMPLES, "val")
     val = [dataset.image_path(i) for i in range(len(dataset))]
-    predictions = api.predict(model, val, out=out / "predictions", formats=("coco", "geojson", "png"), console=console)
+    predictions = api.predict(
+        out, val, out=out / "predictions", formats=("coco", "geojson", "png"), device=device, console=console
+    )
     pictures = [Image.open(path) for path in predictions.written if path.suffix == ".png"]
     contact_sheet(pictures[:8], columns=4, tile_px=480).save(out / "overview.png")
     console.print(
@@ -60,7 +61,7 @@ def run_demo(out: Path, *, device: str, console: Console) -> None:
         f"{predictions.num_objects} nuclei found in {predictions.num_images} images.\n"
         f"  {out / 'overview.png'}: eight of them at a glance\n"
         f"  {out / 'predictions'}: a picture and a GeoJSON for each image, predictions.json with all masks\n"
-        f"  {out / 'report.html'}: training curve and metrics\n"
+        f"  {out / 'report.html'}: metrics with intervals, curves, errors, pictures\n"
         f"  {out / 'best'}: the model, for maskwright predict {out} IMAGES --out DIR",
         highlight=False,
     )

@@ -1,5 +1,6 @@
 """Tables for people: what systems there are, and what a model scored."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import cast, get_args, get_type_hints
 
@@ -8,8 +9,10 @@ from rich.table import Column, Table
 from torch import nn
 
 from maskwright.evaluation import DetectionMetrics
+from maskwright.evaluation.comparison import Comparison
 from maskwright.evaluation.detection import KIND_NAMES, percent
 from maskwright.evaluation.overlaps import Kind
+from maskwright.evaluation.study import AVERAGES
 from maskwright.runs.checkpoints import all_arguments
 from maskwright.systems import SYSTEMS, find_builder
 
@@ -73,3 +76,22 @@ def metric_tables(metrics: Mapping[Kind, DetectionMetrics]) -> Iterator[Table]:
         for name in first.per_class:
             by_class.add_row(name, *(percent(v) for m in metrics.values() for v in (m.per_class[name], m.per_class_ap50[name])))
         yield by_class
+
+
+def comparison_tables(comparison: Comparison) -> Iterator[Table]:
+    """A ranked table for each task, with the interval of the metric that decides."""
+    for ranked in comparison.tables:
+        shown = [name for name in AVERAGES if name not in ("ap_small", "ap_medium", "ap_large")]
+        names = [name for name in shown if any(name in row.averages for row in ranked.rows)]
+        titles = [AVERAGES[name] for name in names]
+        place = names.index(ranked.decides)
+        columns = [*titles[: place + 1], "95 %", *titles[place + 1 :], "ms", "MB"]
+        table = Table("", *columns, title=f"{ranked.task}, in percent; ms and MB an image", title_justify="left", box=None)
+        for row in ranked.rows:
+            means = [row.averages[name].value if name in row.averages else math.nan for name in names]
+            cells = ["-" if math.isnan(value) else f"{100 * value:.1f}" for value in means]
+            found = row.averages[ranked.decides]
+            interval = "-" if math.isnan(found.low) else f"{100 * found.low:.1f}-{100 * found.high:.1f}"
+            costs = ["-" if cost is None else f"{cost:.0f}" for cost in (row.facts.image_ms, row.facts.memory_mb)]
+            table.add_row(row.name, *cells[: place + 1], interval, *cells[place + 1 :], *costs)
+        yield table

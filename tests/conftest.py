@@ -95,6 +95,12 @@ def console() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
+@pytest.fixture(scope="module")
+def console_of_module() -> Console:
+    """The same for fixtures that live longer than a test."""
+    return Console(file=io.StringIO(), width=200)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of mask-rcnn-small on four small pictures, barely trained."""

@@ -20,6 +20,7 @@ def draw_instances(
     names: Sequence[str],
     *,
     opacity: float = 0.4,
+    colors: Sequence[tuple[int, int, int]] | None = None,
 ) -> Image.Image:
     """Masks as tinted areas with outlines, boxes where there are no masks, and labels where they fit.
 
@@ -29,12 +30,15 @@ def draw_instances(
         image: RGB uint8 (H, W, 3), the frame of `instances`.
         names: of the classes, by label.
         opacity: of the tint, in [0, 1].
+        colors: RGB of each object, instead; then there are no labels.
     """
     zoom = max(1, -(-MIN_SIDE_PX // max(1, min(image.shape[:2]))) if min(image.shape[:2]) < MIN_SIDE_PX else 1)
     zoom = min(zoom, max(1, 4096 // max(image.shape[:2])))
     canvas = np.repeat(np.repeat(image, zoom, axis=0), zoom, axis=1).astype(np.float32)
     labels = instances.labels.tolist()
-    colors = [_color(label if len(names) > 1 else i) for i, label in enumerate(labels)]
+    has_labels = colors is None
+    if colors is None:
+        colors = [_color(label if len(names) > 1 else i) for i, label in enumerate(labels)]
     if instances.masks is not None:
         for (crop, (x0, y0, x1, y1)), color in zip(instances.masks.crops(), colors, strict=True):
             area = np.repeat(np.repeat(crop, zoom, axis=0), zoom, axis=1)
@@ -50,6 +54,8 @@ def draw_instances(
     for box, label, score, color in zip(boxes, labels, scores, colors, strict=True):
         if instances.masks is None:
             draw.rectangle(box, outline=color, width=2)
+        if not has_labels:
+            continue
         text = names[label] if score is None else f"{names[label]} {score:.2f}" if len(names) > 1 else f"{score:.2f}"
         _draw_label(draw, font, text, box, color, picture.size, taken)
     return picture

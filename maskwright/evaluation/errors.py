@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from maskwright.evaluation.matching import THRESHOLDS, Matches, groups, precision_at_recalls
 from maskwright.evaluation.overlaps import Bools, Floats, Ints
@@ -98,7 +99,7 @@ def _gains(matches: Matches, t: int, threshold: float, answers: _Answers) -> dic
     reached = np.zeros(len(needed), dtype=bool)
     for chosen, objects in ((near, answers.own_object), (misclassed, answers.other_object)):
         reached[objects[chosen]] = True
-    base = _mean_ap(matches, answers, label, answers.hits, np.ones_like(wrong), needed)
+    base = _mean_ap(matches, label, answers.hits, np.ones_like(wrong), needed)
 
     def mended(chosen: Bools, objects: Ints) -> float:
         """The best answer for each object not yet found becomes right; the others go."""
@@ -107,7 +108,7 @@ def _gains(matches: Matches, t: int, threshold: float, answers: _Answers) -> dic
         firsts = places[np.unique(objects[places], return_index=True)[1]]
         hits[firsts], kept[firsts] = True, True
         labels[firsts] = matches.truth_label[objects[firsts]]
-        return _mean_ap(matches, answers, labels, hits, kept, needed) - base
+        return _mean_ap(matches, labels, hits, kept, needed) - base
 
     nowhere = np.full(len(wrong), -1)
     gains = {
@@ -118,22 +119,20 @@ def _gains(matches: Matches, t: int, threshold: float, answers: _Answers) -> dic
         "duplicate": mended(duplicate, nowhere),
         "background": mended(rest & ~both, nowhere),
     }
-    gains["missed"] = _mean_ap(matches, answers, label, answers.hits, np.ones_like(wrong), needed & (found | reached)) - base
+    gains["missed"] = _mean_ap(matches, label, answers.hits, np.ones_like(wrong), needed & (found | reached)) - base
     return gains
 
 
-def _mean_ap(matches: Matches, answers: _Answers, label: Ints, hits: Bools, kept: Bools, needed: Bools) -> float:
+def _mean_ap(matches: Matches, label: Ints, hits: Bools, kept: Bools, needed: Bools) -> float:
     """AP at one threshold, mean over the classes there are objects of."""
-    once = np.ones((1, 1), dtype=np.float32)
     places = groups(label, kept, matches.num_classes)
     totals = np.bincount(matches.truth_label[needed], minlength=matches.num_classes)
     there = np.bincount(matches.truth_label[~matches.truth_ignored[0]], minlength=matches.num_classes) > 0
     values = []
     for k in np.flatnonzero(there):
-        rows = places[k]
-        if totals[k]:
-            total = np.array([totals[k]], dtype=np.float32)
-            values.append(precision_at_recalls(hits[rows], np.zeros(len(rows), dtype=np.int64), once, total)[0].mean())
-        else:
-            values.append(1.0)  # nothing is left to find
+        answers = torch.from_numpy(hits[places[k]])
+        each = torch.ones(1, len(answers))
+        total = torch.tensor([float(totals[k])])
+        read, _ = precision_at_recalls(answers.nonzero()[:, 0], each, each.cumsum(dim=1), total)
+        values.append(float(read.mean()) if totals[k] else 1.0)  # nothing is left to find
     return float(np.mean(values)) if values else 0.0

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from maskwright.evaluation.overlaps import Bools, Floats, Ints, Kind, Overlaps
 
@@ -152,7 +153,7 @@ class Curves:
     recall: Floats
 
 
-CHUNK = 2**24
+CHUNK = 2**20
 """Numbers that a sum over detections holds at a time."""
 
 
@@ -179,10 +180,13 @@ def curves(matches: Matches, size: str = "all", *, weights: npt.NDArray[np.float
         for first in range(0, len(weights), step):
             part = slice(first, first + step)
             total = weights[part][:, truth.image[objects[k]]].sum(axis=1)  # (B,) objects to find
+            each = torch.from_numpy(weights[part])[:, torch.from_numpy(matches.overlaps.image[rows])]  # (B, n)
+            counted, answered = np.ones(len(rows), dtype=bool), each.cumsum(dim=1)
             for t in range(len(THRESHOLDS)):
-                some = rows[~matches.ignored[area, t, rows]]
-                hits = matches.object[area, t, some] >= 0
-                read, reached = precision_at_recalls(hits, matches.overlaps.image[some], weights[part], total)
+                if not np.array_equal(counts := ~matches.ignored[area, t, rows], counted):
+                    counted, answered = counts, (each * torch.from_numpy(counts)).cumsum(dim=1)
+                hits = np.flatnonzero((matches.object[area, t, rows] >= 0) & counted)
+                read, reached = precision_at_recalls(torch.from_numpy(hits), each, answered, torch.from_numpy(total))
                 ap[part, t, k] = np.where(total > 0, read.mean(axis=1), np.nan)
                 recall[part, t, k] = np.where(total > 0, reached, np.nan)
                 if precision is not None:
@@ -197,29 +201,24 @@ def groups(label: Ints, chosen: Bools, count: int) -> list[Ints]:
     return np.split(places, np.searchsorted(label[places], np.arange(1, count)))
 
 
-def precision_at_recalls(
-    hits: Bools, image: Ints, weights: npt.NDArray[np.float32], total: npt.NDArray[np.float32]
-) -> tuple[Floats, Floats]:
+def precision_at_recalls(hits: Tensor, each: Tensor, answered: Tensor, total: Tensor) -> tuple[Floats, Floats]:
     """Precision at the recall points (B, R), and the highest recall (B,), of answers ranked by their scores.
 
     Precision is the highest at that recall or a greater one; it only falls between two hits, so it is looked at where one is.
 
     Args:
-        hits: whether each answer found an object, best score first, (n,).
-        image: of each answer, (n,).
-        weights: how often each image counts, (B, images).
+        hits: places of the answers that found an object, best score first, int64 (h,).
+        each: how often each answer counts, (B, n).
+        answered: its sum up to each answer, those that are ignored left out, (B, n).
         total: objects to find, (B,).
     """
-    places = np.flatnonzero(hits)
-    if len(places) == 0:
-        return np.zeros((len(weights), len(RECALLS))), np.zeros(len(weights))
-    each = torch.from_numpy(weights)[:, torch.from_numpy(image)]
-    index = torch.from_numpy(places)
-    answered, found = each.cumsum(dim=1)[:, index].double(), each[:, index].double().cumsum(dim=1)
-    precision = found / (answered + np.spacing(1))
-    recall = found / torch.from_numpy(total).double().clamp(min=1)[:, None]
+    if len(hits) == 0:
+        return np.zeros((len(each), len(RECALLS))), np.zeros(len(each))
+    found = each[:, hits].double().cumsum(dim=1)
+    precision = found / (answered[:, hits].double() + np.spacing(1))
+    recall = found / total.double().clamp(min=1)[:, None]
     envelope = precision.flip(1).cummax(dim=1).values.flip(1)
-    points = torch.from_numpy(RECALLS).expand(len(weights), -1).contiguous()
-    read_at = torch.searchsorted(recall.contiguous(), points)
-    read = torch.where(read_at < len(places), envelope.gather(1, read_at.clamp(max=len(places) - 1)), 0.0)
+    points = torch.from_numpy(RECALLS).expand(len(each), -1).contiguous()
+    read_at = torch.searchsorted(recall, points)
+    read = torch.where(read_at < len(hits), envelope.gather(1, read_at.clamp(max=len(hits) - 1)), 0.0)
     return read.numpy(), recall[:, -1].numpy()

@@ -121,21 +121,12 @@ def measure_overlaps(
         objects.append(replace(there, segmentations=[]))
         count += len(there.label)
         done(1)
-    truth = Truth(
-        image=np.repeat(np.arange(len(objects)), [len(there.label) for there in objects]),
-        label=np.concatenate([there.label for there in objects] or [np.empty(0, np.int64)]),
-        area=np.concatenate([there.area for there in objects] or [np.empty(0)]),
-        is_crowd=np.concatenate([there.is_crowd for there in objects] or [np.empty(0, np.bool_)]),
-        num_images=len(objects),
-        num_classes=len(dataset.categories),
-        image_ids=dataset.image_ids[order],
-    )
     areas: dict[Kind, Floats] = {} if boxes is None else {"bbox": boxes[:, 2] * boxes[:, 3]}
     if masks:
         of_masks = np.concatenate([piece.mask_area for piece in pieces] or [np.empty(0)])
         areas |= {kind: of_masks for kind in ("segm", "boundary") if kind in kinds}
     return Overlaps(
-        truth=truth,
+        truth=_truth(dataset, order, objects),
         image=image,
         label=label,
         score=score,
@@ -168,6 +159,18 @@ class _Objects:
             boxes=columns.bboxes[order],
             segmentations=[columns.segmentation(int(row)) for row in order],
         )
+
+
+def _truth(dataset: CocoDataset, order: Ints, objects: Sequence[_Objects]) -> Truth:
+    return Truth(
+        image=np.repeat(np.arange(len(objects)), [len(there.label) for there in objects]),
+        label=np.concatenate([there.label for there in objects] or [np.empty(0, np.int64)]),
+        area=np.concatenate([there.area for there in objects] or [np.empty(0)]),
+        is_crowd=np.concatenate([there.is_crowd for there in objects] or [np.empty(0, np.bool_)]),
+        num_images=len(objects),
+        num_classes=len(dataset.categories),
+        image_ids=dataset.image_ids[order],
+    )
 
 
 @dataclass(frozen=True, eq=False)

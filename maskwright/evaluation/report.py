@@ -1,141 +1,212 @@
-"""report.html of a run: curves, metrics and pictures in one self-contained file."""
+"""report.html: one self-contained page about one entry or several, readable on a phone, printable, without scripts."""
 
-import base64
-import io
-import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
 from maskwright.data.files import write_text
-from maskwright.evaluation.detection import percent
+from maskwright.evaluation.comparison import Comparison, Row, Table, in_words
+from maskwright.evaluation.errors import CAUSES
+from maskwright.evaluation.gallery import Group
+from maskwright.evaluation.matching import RECALLS, THRESHOLDS
+from maskwright.evaluation.plots import COLORS, Plot, Point, Series, chart, dot_rows, frontier
+from maskwright.evaluation.statistics import Interval
+from maskwright.evaluation.study import AVERAGES, SHOWN_IOUS
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 560, 240, 46, 26
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<style>
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #1c2430; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
-table { border-collapse: collapse; } td, th { padding: .25em .8em; text-align: right; border-bottom: 1px solid #dde3ea; }
-td:first-child, th:first-child { text-align: left; }
-.curves { display: flex; flex-wrap: wrap; gap: 1.5em; } .pictures img { width: 100%; }
-svg text { font: 11px system-ui, sans-serif; fill: #55606e; } pre { background: #f4f6f8; padding: 1em; overflow: auto; }
-</style></head><body>
-<h1>{{ title }}</h1>
-<p>{{ summary }}</p>
-<h2>Metrics of the best model's epoch, in percent</h2>
-<table><tr><th></th>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
-{% if by_class %}<h2>By class</h2>
-<table><tr><th>class</th><th>AP</th><th>AP50</th></tr>
-{% for row in by_class %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>{% endif %}
-<h2>Training</h2>
-<div class="curves">{% for curve in curves %}
-<svg width="{{ width }}" height="{{ height }}" role="img" aria-label="{{ curve.title }}">
-<text x="{{ left }}" y="14">{{ curve.title }}</text>
-{% for tick in curve.ticks %}<line x1="{{ left }}" x2="{{ width }}" y1="{{ tick.y }}" y2="{{ tick.y }}" stroke="#dde3ea"/>
-<text x="{{ left - 6 }}" y="{{ tick.y + 4 }}" text-anchor="end">{{ tick.label }}</text>{% endfor %}
-<text x="{{ left }}" y="{{ height - 6 }}">epoch {{ curve.first }}</text>
-<text x="{{ width }}" y="{{ height - 6 }}" text-anchor="end">{{ curve.last }}</text>
-{% for line in curve.lines %}<polyline points="{{ line.points }}" fill="none" stroke="{{ line.color }}" stroke-width="2"/>
-<circle cx="{{ line.end_x }}" cy="{{ line.end_y }}" r="3" fill="{{ line.color }}"/>
-<text x="{{ left + 8 + 150 * loop.index0 }}" y="30" style="fill: {{ line.color }}">{{ line.name }}</text>{% endfor %}
-</svg>{% endfor %}</div>
-{% if picture %}<h2>Validation images</h2><div class="pictures"><img alt="predictions" src="{{ picture }}"></div>{% endif %}
-<h2>Recipe</h2><pre>{{ recipe }}</pre>
-</body></html>
-"""
+KIND_TITLES = {"segm": "mask", "bbox": "box", "boundary": "boundary"}
+SIZES = {"small": "ap_small", "medium": "ap_medium", "large": "ap_large"}
 
 
 @dataclass(frozen=True)
 class _Line:
+    """A row of the table: cells with what stands below them."""
+
     name: str
+    about: str
     color: str
-    points: str
-    end_x: float
-    end_y: float
+    cells: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class _Curve:
+class _Error:
+    cause: str
+    meaning: str
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class _Section:
+    """What the page says of one task."""
+
+    id: str
     title: str
-    first: str
-    last: str
-    ticks: Sequence[Mapping[str, Any]]
-    lines: Sequence[_Line]
+    what: str
+    columns: list[str]
+    rows: list[_Line]
+    legend: str
+    how: str
+    sentences: list[tuple[bool, str]]
+    plots: list[Plot]
+    error_names: list[str]
+    errors: list[_Error] = field(default_factory=list)
 
 
-def write_report(run: Path, *, title: str, summary: str, picture: Image.Image | None) -> None:
-    """Write report.html of a run folder from its metrics.jsonl and recipe.yaml.
+def write_report(path: Path, comparison: Comparison, groups: Sequence[Group] = ()) -> None:
+    """Write the page, atomically.
 
     Args:
-        picture: predictions on some validation images.
+        groups: pictures.
     """
-    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    kinds = [kind for kind in ("bbox", "segm") if kind in history[-1]]
-    best = max(history, key=lambda line: line[kinds[-1]]["ap"])
-    limits = best[kinds[-1]]["max_detections"]
-    names = {"bbox": "boxes", "segm": "masks"}
-    metrics = [best[kind] for kind in kinds]
-    fields = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    rows = [[names[m["kind"]], *(percent(m[f]) for f in fields), *(percent(v) for v in m["ar"])] for m in metrics]
-    last = metrics[-1]
-    by_class = [[name, percent(ap), percent(last["per_class_ap50"][name])] for name, ap in last["per_class"].items()]
-    epochs = [line["epoch"] for line in history]
-    curves = [
-        _curve(
-            "loss",
-            epochs,
-            {
-                "training": [sum(line["train_loss"].values()) for line in history],
-                "validation": [sum(line["val_loss"].values()) for line in history],
-            },
-        ),
-        _curve("AP, percent", epochs, {names[kind]: [100 * line[kind]["ap"] for line in history] for kind in kinds}),
-    ]
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE)
-    text = page.render(
-        title=title,
-        summary=summary,
-        columns=["AP", "AP50", "AP75", "AP small", "AP medium", "AP large", *(f"AR {limit}" for limit in limits)],
-        rows=rows,
-        by_class=by_class if len(by_class) > 1 else [],
-        curves=curves,
-        width=_WIDTH,
-        height=_HEIGHT,
-        left=_LEFT,
-        picture=None if picture is None else _data_address(picture),
-        recipe=(run / "recipe.yaml").read_text(encoding="utf-8"),
+    write_text(path, render(comparison, groups))
+
+
+def render(comparison: Comparison, groups: Sequence[Group] = ()) -> str:
+    """The page as text; names of classes, files and entries are escaped."""
+    colors = {row.name: COLORS[i % len(COLORS)] for i, row in enumerate(comparison.rows)}
+    source = resources.files("maskwright.evaluation").joinpath("templates", "report.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    sections = [_section(table, colors) for table in comparison.tables]
+    return environment.from_string(source).render(c=comparison, sections=sections, groups=groups)
+
+
+def _section(table: Table, colors: Mapping[str, str]) -> _Section:
+    kind = KIND_TITLES[table.rows[0].kind]
+    metrics = [name for name in AVERAGES if any(name in row.averages for row in table.rows)]
+    some_seeds = any(row.seeds > 1 for row in table.rows)
+    spread = f"; one training differs from the next by {100 * table.spread:.1f} points (standard deviation)"
+    return _Section(
+        id=table.task,
+        title=f"{table.task.capitalize()}: {kind} {AVERAGES[table.decides]}",
+        what="entry",
+        columns=[*(AVERAGES[name] for name in metrics), "ms an image", "peak MB", "M param.", "training, min"],
+        rows=[_line(row, metrics, colors[row.name]) for row in table.rows],
+        legend=f"In percent, of {kind} overlap where nothing else is said; 95 % intervals below. Peak: memory above the model.",
+        how=f"Paired bootstrap over the images; p corrected for the number of pairs (Holm){spread if some_seeds else ''}.",
+        sentences=list(zip([d.is_real for d in table.differences], in_words(table), strict=True)),
+        plots=_plots(table, kind, {row.name: colors[row.name] for row in table.rows}),
+        error_names=[row.name for row in table.rows],
+        errors=_errors(table),
     )
-    write_text(run / "report.html", text)
 
 
-def _curve(title: str, x: Sequence[float], series: Mapping[str, Sequence[float]]) -> _Curve:
-    values = [v for line in series.values() for v in line]
-    low, high = min(0.0, *values), max(*values, 1e-6)
-    span = (max(x) - min(x)) or 1.0
+def _line(row: Row, metrics: Sequence[str], color: str) -> _Line:
+    facts = row.facts
+    about = [f"{row.seeds} seeds" if row.seeds > 1 else "", f"{facts.steps} steps" if facts.steps else ""]
+    cells = [_cell(row.averages[name]) if name in row.averages else ("-", "") for name in metrics]
+    costs = (facts.image_ms, facts.memory_mb, _scaled(facts.parameters, 1e-6), _scaled(facts.training_s, 1 / 60))
+    cells += [("-" if cost is None else f"{cost:.1f}" if cost < 100 else f"{cost:.0f}", "") for cost in costs]
+    return _Line(row.name, ", ".join(part for part in about if part), color, cells)
 
-    def place(xi: float, yi: float) -> tuple[float, float]:
-        across = _LEFT + (xi - min(x)) / span * (_WIDTH - _LEFT - 8)
-        return round(across, 1), round(_HEIGHT - _BOTTOM - (yi - low) / (high - low) * (_HEIGHT - _BOTTOM - 44), 1)
 
-    lines = []
-    for (name, line), color in zip(series.items(), ("#1769aa", "#d1495b"), strict=False):
-        points = [place(xi, yi) for xi, yi in zip(x, line, strict=True)]
-        lines.append(_Line(name, color, " ".join(f"{a},{b}" for a, b in points), *points[-1]))
-    ticks = [
-        {"y": place(min(x), low + share * (high - low))[1], "label": f"{low + share * (high - low):.3g}"}
-        for share in (0, 0.5, 1)
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _cell(interval: Interval) -> tuple[str, str]:
+    if not math.isfinite(interval.value):
+        return "-", ""
+    return f"{100 * interval.value:.1f}", f"{100 * interval.low:.1f} – {100 * interval.high:.1f}"
+
+
+def _errors(table: Table) -> list[_Error]:
+    causes = [cause for cause in CAUSES if any(cause in row.errors for row in table.rows)]
+    several = any(len(row.per_class) > 1 for row in table.rows)
+    return [
+        _Error(cause, CAUSES[cause], [f"{100 * row.errors[cause]:.1f}" if cause in row.errors else "-" for row in table.rows])
+        for cause in causes
+        if several or cause not in ("class", "both")
     ]
-    return _Curve(title, f"{min(x):g}", f"{max(x):g}", ticks, lines)
 
 
-def _data_address(picture: Image.Image) -> str:
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+def _plots(table: Table, kind: str, colors: Mapping[str, str]) -> list[Plot]:
+    """Every plot there is data for."""
+    task, rows = table.task, table.rows
+    plots = [_speed(table, kind, colors)] if any(row.facts.image_ms is not None for row in rows) else []
+    plots.append(
+        dot_rows(
+            f"{task}-sizes",
+            f"{kind} AP by object size",
+            {size: {row.name: _percent(row.averages[name]) for row in rows} for size, name in SIZES.items()},
+            colors,
+            x_label="AP, percent",
+        )
+    )
+    classes = {c: max(row.per_class[c] for row in rows) for c in rows[0].per_class}
+    if len(classes) > 1:
+        order = sorted(classes, key=lambda c: (math.isnan(classes[c]), -classes[c]))
+        by_class = {c: {row.name: (100 * row.per_class[c], math.nan, math.nan) for row in rows} for c in order}
+        note = "Classes without objects in these images have no dot." if any(math.isnan(v) for v in classes.values()) else ""
+        plots.append(dot_rows(f"{task}-classes", f"{kind} AP by class", by_class, colors, x_label="AP, percent", note=note))
+    recall = [
+        Series(row.name, colors[row.name], [Point(t, 100 * r) for t, r in zip(THRESHOLDS, row.recall, strict=True)])
+        for row in rows
+    ]
+    plots.append(
+        chart(f"{task}-recall", "Recall against IoU", recall, x_label="IoU", y_label="recall, percent", x_range=(0.5, 0.95))
+    )
+    for iou in SHOWN_IOUS:
+        precision = [
+            Series(row.name, colors[row.name], [Point(r, p) for r, p in zip(RECALLS, row.precision[iou], strict=True)])
+            for row in rows
+        ]
+        plots.append(
+            chart(
+                f"{task}-precision-{iou.replace('.', '')}",
+                f"Precision against recall at IoU {iou}",
+                precision,
+                x_label="recall",
+                y_label="precision",
+                x_range=(0, 1),
+                y_range=(0, 1),
+            )
+        )
+    if any(row.errors for row in rows):
+        costs = {e.cause: {row.name: (100 * row.errors[e.cause], math.nan, math.nan) for row in rows} for e in _errors(table)}
+        plots.append(dot_rows(f"{task}-errors", "What errors cost", costs, colors, x_label="AP gained by mending, points"))
+    return plots + _training(table, kind, colors)
+
+
+def _percent(interval: Interval) -> tuple[float, float, float]:
+    return 100 * interval.value, 100 * interval.low, 100 * interval.high
+
+
+def _speed(table: Table, kind: str, colors: Mapping[str, str]) -> Plot:
+    """Accuracy against time, and the entries that nothing faster reaches."""
+    places = {
+        row.name: Point(row.facts.image_ms, *_percent(row.averages[table.decides]), label=row.name)
+        for row in table.rows
+        if row.facts.image_ms is not None
+    }
+    series = [Series(name, colors[name], [point], is_line=False) for name, point in places.items()]
+    edge = Series("frontier", "#9aa5b1", frontier(list(places.values())), is_dashed=True)
+    return chart(
+        f"{table.task}-speed",
+        f"{kind} {AVERAGES[table.decides]} against time",
+        [edge, *series] if len(places) > 1 else series,
+        x_label="ms an image",
+        y_label=f"{AVERAGES[table.decides]}, percent",
+        note="Dashed: the frontier, which nothing as fast goes beyond." if len(places) > 1 else "",
+        has_legend=False,
+    )
+
+
+def _training(table: Table, kind: str, colors: Mapping[str, str]) -> list[Plot]:
+    """AP and losses while training, a line for each seed."""
+    plots = []
+    seen = [(row, history) for row in table.rows for history in row.facts.histories if history]
+    if seen:
+        ap = [Series(row.name, colors[row.name], [Point(p["step"], 100 * p["ap"]) for p in h]) for row, h in seen]
+        title = f"{kind} AP while training"
+        plots.append(chart(f"{table.task}-training", title, ap, x_label="step", y_label="AP, percent"))
+        losses = [
+            Series(row.name, colors[row.name], [Point(p["step"], p[what]) for p in h], is_dashed=what == "train_loss")
+            for row, h in seen
+            for what in ("val_loss", "train_loss")
+        ]
+        note = "Whole: validation; dashed: training. Losses of different systems do not compare."
+        plots.append(chart(f"{table.task}-loss", "Loss while training", losses, x_label="step", y_label="loss", note=note))
+    return plots

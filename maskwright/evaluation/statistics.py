@@ -17,7 +17,7 @@ import numpy.typing as npt
 from maskwright.evaluation.overlaps import Floats
 
 LEVEL = 0.95
-RESAMPLES = 2000
+RESAMPLES = 1000
 
 
 def image_weights(num_images: int, *, resamples: int = RESAMPLES, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -76,8 +76,9 @@ class Comparisons:
 
     def __init__(self, entries: Mapping[str, Sampled], *, seed: int = 0) -> None:
         self.entries = entries
-        squares = [float(((e.values - e.values.mean()) ** 2).sum()) for e in entries.values()]
-        freedom = sum(len(e.values) - 1 for e in entries.values())
+        there = [e.values for e in entries.values() if not np.isnan(e.values).any()]
+        squares = [float(((values - values.mean()) ** 2).sum()) for values in there]
+        freedom = sum(len(values) - 1 for values in there)
         self.spread = float(np.sqrt(sum(squares) / freedom)) if freedom else 0.0  # between seeds
         rng = np.random.default_rng(seed)
         count = max((e.resampled.shape[1] for e in entries.values()), default=0)
@@ -98,7 +99,7 @@ class Comparisons:
         ranked = sorted((name for name in means if not np.isnan(means[name])), key=lambda name: -means[name])
         pairs = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :]]
         draws = [self._draws[a] - self._draws[b] for a, b in pairs]
-        corrected = holm([p_value(draw) for draw in draws])
+        corrected = holm([p_value(means[a] - means[b], draw) for (a, b), draw in zip(pairs, draws, strict=True)])
         found = [
             Difference(a, b, _interval(means[a] - means[b], draw), p, p < 1 - LEVEL)
             for (a, b), draw, p in zip(pairs, draws, corrected, strict=True)
@@ -107,17 +108,22 @@ class Comparisons:
 
 
 def _interval(value: float, draws: Floats) -> Interval:
-    draws = draws[~np.isnan(draws)]
-    if np.isnan(value) or len(draws) == 0:
+    if np.isnan(value) or np.isnan(draws).all():
         return Interval(float("nan"), float("nan"), float("nan"))
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
+    low, high = np.quantile(_centered(value, draws), [tail, 1 - tail])
     return Interval(value, float(low), float(high))
 
 
-def p_value(draws: Floats) -> float:
+def _centered(value: float, draws: Floats) -> Floats:
+    """Draws around the value itself: AP is a little higher on images that are drawn twice."""
+    there: Floats = draws[~np.isnan(draws)]
+    return there + (value - float(there.mean()))
+
+
+def p_value(value: float, draws: Floats) -> float:
     """How often a bootstrapped difference falls on the other side of zero, on either side, at least once in B + 1."""
-    draws = draws[~np.isnan(draws)]
+    draws = _centered(value, draws)
     less = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     return min(1.0, 2 * (less + 1) / (len(draws) + 1))
 

@@ -1,12 +1,18 @@
 """Where and how precisely to compute."""
 
 import ctypes
+import platform
+import re
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
 from typing import Literal
 
 import torch
+import torchvision
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,40 @@ def choose_precision(precision: Literal["auto", "float32", "bfloat16"], device: 
     else:
         fast = False
     return Precision(device, "bfloat16" if fast else "float32")
+
+
+def machine_line() -> str:
+    """What figures are taken on, in a line: processor, threads, versions and date."""
+    amx = torch.cpu._is_amx_tile_supported()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return (
+        f"{platform.machine()}, {torch.get_num_threads()} threads, bf16 matrix units: {'yes' if amx else 'no'}{gpu}; torch "
+        f"{torch.__version__.split('+')[0]}, torchvision {torchvision.__version__.split('+')[0]}; {date.today().isoformat()}"
+    )
+
+
+def peak_memory(work: Callable[[], object], device: str) -> float | None:
+    """How far memory rises above what was held before while something is done, at its highest, MB; None where unknown."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return float(torch.cuda.max_memory_allocated(device) - before) / 2**20
+    forget = Path("/proc/self/clear_refs")
+    if not forget.exists():
+        work()
+        return None
+    return_freed_memory()
+    forget.write_text("5")  # the highest so far is forgotten
+    before = _resident("VmRSS")
+    work()
+    return (_resident("VmHWM") - before) / 2**20
+
+
+def _resident(field: str) -> int:
+    """Resident memory, bytes: now (VmRSS), or at its highest (VmHWM)."""
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(match[1]) if match else 0
 
 
 def return_freed_memory() -> None:

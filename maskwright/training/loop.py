@@ -26,10 +26,9 @@ from maskwright.data import CocoDataset, open_datasets
 from maskwright.data.coco import Categories
 from maskwright.data.files import read_json, write_json, write_text
 from maskwright.data.loader import Batch, Share, TrainingImages, batches_per_epoch, evaluation_batches, training_batches
-from maskwright.evaluation import DetectionMetrics, contact_sheet, default_limits, detect, draw_instances, evaluate_detections
+from maskwright.evaluation import DetectionMetrics, default_limits, detect, evaluate_detections
 from maskwright.evaluation.detection import percent
 from maskwright.evaluation.overlaps import Kind
-from maskwright.evaluation.report import write_report
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.norms import has_frozen_norms
 from maskwright.recipes import Recipe, Stage
@@ -111,8 +110,6 @@ def train(
         while run.stage < len(recipe.stages):
             metrics = _train_stage(run, recipe.stages[run.stage], state) or metrics
             run.stage, run.step, state = run.stage + 1, 0, None
-        if processes.is_first:
-            _write_report(run)
         where = f"the best model is in {out / 'best'}, the last in {out / 'last'}, the metrics in {out / METRICS}"
         console.print(where, highlight=False, soft_wrap=True)
         return metrics or _evaluate(run)[1][-1]
@@ -316,23 +313,6 @@ def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float) -> Det
     return metrics[-1]
 
 
-def _write_report(run: _Run) -> None:
-    """report.html, with pictures of the first validation images."""
-    pictures = []
-    run.scored.eval()
-    with torch.inference_mode(), run.precision.autocast():
-        some = run.val.subset(range(min(8, len(run.val))))
-        for i, batch in enumerate(evaluation_batches(some, spec=run.system.input, batch_size=1)):
-            found = run.scored.predict(batch.images.to(run.precision.device))[0].to("cpu")
-            assert found.scores is not None
-            image = some.read(i, run.system.input.intensity).image.numpy()
-            pictures.append(draw_instances(image, found[found.scores >= 0.5], run.val.categories.names))
-    run.scored.train()
-    summary = f"{len(run.train)} training and {len(run.val)} validation images; best AP {percent(run.best or 0.0)}."
-    sheet = contact_sheet(pictures, columns=4, tile_px=480)
-    write_report(run.out, title=f"{run.recipe.system}: {run.out.name}", summary=summary, picture=sheet)
-
-
 # Checkpoints
 
 
@@ -484,7 +464,6 @@ def open_data(recipe: Recipe) -> tuple[CocoDataset, CocoDataset]:
         Path(options.path),
         images=None if options.images is None else Path(options.images),
         val_fraction=options.val_fraction,
-        seed=recipe.seed,
         classes=options.classes,
         invalid=options.invalid,
     )

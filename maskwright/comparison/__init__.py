@@ -1,0 +1,5 @@
+"""Several systems or runs, one data set, one report."""
+
+from maskwright.comparison.comparing import compare
+
+__all__ = ["compare"]

@@ -1,0 +1,143 @@
+"""Pictures for a report: what was found, what is false, what was missed, beside the truth."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from maskwright.data.coco import CocoDataset
+from maskwright.evaluation.comparison import Row, Table
+from maskwright.evaluation.drawing import draw_instances
+from maskwright.evaluation.matching import match
+from maskwright.evaluation.overlaps import Kind, measure_overlaps
+from maskwright.structures import Instances, Intensity, Masks
+
+TILE_PX = 420
+DISAGREEMENTS, BEST, WORST = 6, 2, 3  # images shown
+FOUND, FALSE, MISSED, TRUE = (60, 200, 90), (235, 60, 60), (70, 130, 255), (245, 200, 40)
+
+Answers = Callable[[str], Sequence[dict[str, Any]]]
+"""The detections of an entry's first seed, by its name."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture, as a data address, with what it shows."""
+
+    address: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures of one image."""
+
+    title: str
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Strips under one heading."""
+
+    title: str
+    strips: list[Strip]
+
+
+def gallery(dataset: CocoDataset, tables: Sequence[Table], answers: Answers, intensity: Intensity) -> list[Group]:
+    """Where entries disagree most, and the best and worst images of each.
+
+    Args:
+        tables: whose rows say how well each image was answered.
+        answers: detections with original category ids.
+        intensity: how images of more than 8 bits are read.
+    """
+    place = {int(image_id): i for i, image_id in enumerate(dataset.image_ids)}
+    there = [i for i, index in place.items() if len(dataset.columns(index).labels)]
+    groups = []
+    for table in tables:
+        plans: list[tuple[str, list[tuple[int, list[Row]]]]] = []
+        if len(table.rows) > 1:
+            spread = {i: _spread([row.quality[i] for row in table.rows]) for i in there}
+            picked = [i for i in sorted(there, key=lambda i: -spread[i])[:DISAGREEMENTS] if spread[i] > 0]
+            plans.append((f"Where they disagree most ({table.task})", [(i, table.rows) for i in picked]))
+        for row in table.rows:
+            ranked = sorted(there, key=lambda i, quality=row.quality: -quality[i])  # type: ignore[misc]
+            worst = ranked[BEST:][-WORST:][::-1]
+            plans.append((f"Best and worst of {row.name}", [(i, [row]) for i in [*ranked[:BEST], *worst]]))
+        found = _kept(table, {i for _, plan in plans for i, _ in plan}, answers)
+        for title, plan in plans:
+            strips = [_strip(dataset, place[i], rows, found, intensity) for i, rows in plan]
+            groups.append(Group(title, strips))
+    return groups
+
+
+def _spread(values: Sequence[float]) -> float:
+    return max(values) - min(values)
+
+
+def _kept(table: Table, images: set[int], answers: Answers) -> dict[str, list[dict[str, Any]]]:
+    """Detections of all entries on some images, over each entry's own score."""
+    return {
+        row.name: [e for e in answers(row.name) if e["image_id"] in images and e["score"] >= row.thresholds[0]]
+        for row in table.rows
+    }
+
+
+def _strip(
+    dataset: CocoDataset, index: int, rows: Sequence[Row], found: Mapping[str, list[dict[str, Any]]], intensity: Intensity
+) -> Strip:
+    sample = dataset.read(index, intensity)
+    pixels, truth = sample.image.numpy(), sample.instances[~sample.instances.crowd]
+    names = dataset.categories.names
+    picture = draw_instances(pixels, truth, names, colors=[TRUE] * len(truth))
+    tiles = [Tile(_address(picture), f"the truth: {len(truth)} objects")]
+    one = dataset.subset([index])
+    for row in rows:
+        results = [e for e in found[row.name] if e["image_id"] == sample.id]
+        instances, colors = _judged(one, results, truth, row.kind)
+        caption = f"{row.name}: quality {100 * row.quality[sample.id]:.0f}"
+        tiles.append(Tile(_address(draw_instances(pixels, instances, names, colors=colors)), caption))
+    return Strip(dataset.file_name(index), tiles)
+
+
+def _judged(
+    dataset: CocoDataset, results: Sequence[dict[str, Any]], truth: Instances, kind: Kind
+) -> tuple[Instances, list[tuple[int, int, int]]]:
+    """Detections and missed objects of one image, each in the color of what it is."""
+    size = dataset.image_size(0)
+    overlaps = measure_overlaps(dataset, results, [kind])
+    matches = match(overlaps, kind, max_detections=max(1, len(results)))
+    object_of = matches.object[0, 0]
+    ordered = [results[k] for k in overlaps.source]
+    boxes = np.array([e["bbox"] for e in ordered if "bbox" in e]).reshape(-1, 4)
+    shown = Instances(
+        image_size=size,
+        boxes=torch.from_numpy(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)).float()
+        if len(boxes) == len(ordered)
+        else Masks.from_rles([e["segmentation"] for e in ordered], size).boxes(),
+        labels=torch.from_numpy(overlaps.label),
+        masks=Masks.from_rles([e["segmentation"] for e in ordered], size) if kind != "bbox" else None,
+    )
+    colors = [FOUND if o >= 0 else FALSE for o in object_of]
+    order = np.argsort(np.array(dataset.categories.ids)[dataset.columns(0).labels], kind="stable")
+    crowd = dataset.columns(0).is_crowd[order]
+    lost = [int(k) for k in range(len(order)) if k not in set(object_of.tolist()) and not crowd[k]]
+    everything = dataset.instances(0)
+    missed = everything[torch.from_numpy(order[lost])]
+    plain = Instances(image_size=size, boxes=missed.boxes, labels=missed.labels, masks=missed.masks if kind != "bbox" else None)
+    return Instances.cat([shown, plain]), [*colors, *[MISSED] * len(lost)]
+
+
+def _address(picture: Image.Image) -> str:
+    """A picture inside a page."""
+    small = picture.copy()
+    small.thumbnail((TILE_PX, TILE_PX), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -1,0 +1,178 @@
+"""The whole of a comparison at a tiny size: trained systems, a run, somebody's results; stopped and gone on with."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import maskwright as mw
+from maskwright.comparison import comparing, running
+from maskwright.data.catalog import open_split
+from maskwright.inference import load
+from maskwright.inference.scoring import detections
+from maskwright.runs.checkpoints import read_tensors
+from tests.conftest import make_coco
+
+CHANGES = [
+    "batch_size=2",
+    "workers=0",
+    "precision=float32",
+    "augment.crop_px=64",
+    "arguments={short_px: 64, long_px: 96, max_detections: 20, num_proposals: 50}",
+]
+
+
+def somebodys(data, path, *, noise):
+    """Truth moved about, as a results file."""
+    rng = np.random.default_rng(0)
+    truth = json.loads((data / "annotations" / "val.json").read_text())
+    moved = [
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "score": float(rng.random()),
+            "bbox": (np.array(a["bbox"]) + rng.normal(0, noise, 4)).tolist(),
+        }
+        for a in truth["annotations"]
+    ]
+    path.write_text(json.dumps(moved))
+    return path
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, console_of_module):
+    """A comparison that was stopped after its first run, then gone on with."""
+    root = tmp_path_factory.mktemp("compared")
+    make_coco(root / "data", split="train", seed=1)
+    make_coco(root / "data", split="val", seed=2, images=6)
+    theirs = somebodys(root / "data", root / "theirs.json", noise=2.0)
+    entries = ["mask-rcnn-small", "higher rate: mask-rcnn-small optimizer.lr=0.002", "faster-rcnn-small", f"theirs: {theirs}"]
+    trained = []
+
+    def stopped(recipe, folder, **keywords):
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(folder.name)
+        running.train_run(recipe, folder, **keywords)
+
+    def counted(recipe, folder, **keywords):
+        trained.append(folder.name)
+        running.train_run(recipe, folder, **keywords)
+
+    options = {
+        "data": root / "data", "out": root / "out", "epochs": 1, "seeds": 2, "changes": CHANGES, "device": "cpu",
+        "console": console_of_module,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparing, "train_run", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            mw.compare(entries, **options)
+        patch.setattr(comparing, "train_run", counted)
+        answer = mw.compare(entries, **options)
+        again = mw.compare([*entries, f"exact: {somebodys(root / 'data', root / 'exact.json', noise=0)}"], **options)
+    return root, trained, answer, again
+
+
+def test_nothing_is_trained_twice(compared):
+    _, trained, _, _ = compared
+    assert len(trained) == len(set(trained)) == 6
+    assert trained[0] == "mask-rcnn-small-0"
+
+
+def test_entries_are_ranked_within_their_task(compared):
+    _, _, answer, again = compared
+    assert [table.task for table in answer.tables] == ["instances", "boxes"]
+    instances, boxes = answer.tables
+    assert {row.name for row in instances.rows} == {"mask-rcnn-small", "higher rate"}
+    assert [row.name for row in boxes.rows] == ["theirs", "faster-rcnn-small"]
+    assert [row.rank for row in boxes.rows] == [1, 2]
+    assert [row.name for row in again.tables[1].rows] == ["exact", "theirs", "faster-rcnn-small"]
+    best = again.tables[1].differences[0]
+    assert (best.first, best.second, best.is_real) == ("exact", "faster-rcnn-small", True)
+
+
+def test_numbers_are_those_of_evaluate(compared):
+    root, _, answer, _ = compared
+    row = next(row for row in answer.rows if row.name == "mask-rcnn-small")
+    for seed in range(2):
+        metrics = mw.evaluate(
+            root / "out" / "runs" / f"mask-rcnn-small-{seed}" / "last",
+            data=root / "data",
+            max_detections=(1, 10, 20),
+            device="cpu",
+        ).metrics
+        assert row.metrics[seed] == metrics
+        assert row.by_seed["ap"][seed] == metrics["segm"].ap
+        assert row.by_seed["boundary_ap"][seed] == metrics["boundary"].ap
+    assert row.averages["ap"].value == pytest.approx(np.mean(row.by_seed["ap"]))
+    theirs = next(row for row in answer.rows if row.name == "theirs")
+    assert theirs.averages["ap"].value == mw.score(root / "theirs.json", data=root / "data").metrics["bbox"].ap
+
+
+def test_costs_and_curves_are_there(compared):
+    _, _, answer, _ = compared
+    row = answer.tables[0].rows[0]
+    assert row.facts.image_ms > 0
+    assert row.facts.memory_mb > 0
+    assert row.facts.parameters == pytest.approx(4.9e6, rel=0.05)
+    assert row.facts.steps == 2
+    assert row.facts.training_s > 0
+    assert len(row.facts.histories) == 2
+    assert row.facts.histories[0][-1]["step"] == 2
+    assert sum(row.quality.values()) <= 6
+
+
+def test_results_json_holds_the_same(compared):
+    root, _, _, again = compared
+    kept = json.loads((root / "out" / "results.json").read_text())
+    assert kept == json.loads(json.dumps(again.to_dict(), allow_nan=False))
+    assert kept["tables"][0]["rows"][0]["averages"]["ap"]["value"] == again.tables[0].rows[0].averages["ap"].value
+    page = (root / "out" / "report.html").read_text()
+    assert "Comparison on data" in page
+    assert "maskwright compare mask-rcnn-small" in page
+
+
+def test_the_last_weights_are_scored(compared):
+    root, _, _, _ = compared
+    folder = root / "out" / "runs" / "mask-rcnn-small-0"
+    dataset = open_split(root / "data", "val")
+    found = detections(load(folder / "last", device="cpu"), dataset, limit=20, console=None)
+    assert json.loads((root / "out" / "detections" / "mask-rcnn-small-0.json").read_text())["answer"] == found
+    assert read_tensors(folder / "last" / "training.safetensors")[1]["training"]["step"] == 2
+
+
+def test_another_recipe_in_the_same_folder_is_refused(compared, console_of_module):
+    root, _, _, _ = compared
+    folder = root / "out" / "runs" / "mask-rcnn-small-0"
+    recipe = running.read_recipe(folder / "recipe.yaml")
+    with pytest.raises(ValueError, match="was begun with another recipe \\(ema_decay differ\\)"):
+        running.train_run(recipe.with_changes(["ema_decay=0.5"]), folder, device="cpu", console=console_of_module)
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path, coco_folder):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="is not the folder of a comparison"):
+        mw.compare(["mask-rcnn-small"], data=coco_folder, out=tmp_path / "mine")
+    with pytest.raises(ValueError, match="at least one"):
+        mw.compare([], data=coco_folder, out=tmp_path / "new")
+
+
+def test_bad_results_are_named_before_anything_is_trained(tmp_path, coco_folder):
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps([{"image_id": 1, "category_id": 7, "score": 0.5, "bbox": [0, 0, 1, 1]}]))
+    with pytest.raises(ValueError, match="image_id 1 is not in the data set"):
+        mw.compare(["mask-rcnn-small", str(bad)], data=coco_folder, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_of_a_run(tiny_run, tmp_path, console):
+    found = mw.report(tiny_run, device="cpu", console=console)
+    page = (tiny_run / "report.html").read_text()
+    assert "report written to" in console.file.getvalue()
+    for part in ("instances-speed", "instances-sizes", "instances-classes", "instances-recall", "instances-training"):
+        assert f'id="{part}"' in page
+    assert not math.isnan(found.metrics["segm"].ap)
+    with pytest.raises(ValueError, match="is not the folder of a run"):
+        mw.report(tmp_path)

@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from maskwright.comparison.plan import PLAN, Budget, parse_entries, parse_entry, recipes
+from maskwright.recipes import DataOptions
+
+
+def test_systems_with_changes_are_entries():
+    entry = parse_entry("embedmask-small arguments.margin=fixed optimizer.lr=0.001")
+    assert entry.system == "embedmask-small"
+    assert entry.changes == ("arguments.margin=fixed", "optimizer.lr=0.001")
+    assert entry.name == "embedmask-small arguments.margin=fixed optimizer.lr=0.001"
+    assert entry.slug == "embedmask-small-arguments.margin-fixed-optimizer.lr-0.001"
+    assert parse_entry("fixed margin: embedmask-small arguments.margin=fixed").name == "fixed margin"
+
+
+def test_folders_and_files_are_entries(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "theirs.json").write_text("[]")
+    both = parse_entry(f"mine: {tmp_path}/a {tmp_path}/b cut=log")
+    assert both.name == "mine"
+    assert [path.name for path in both.runs] == ["a", "b"]
+    assert both.changes == ("cut=log",)
+    assert parse_entry(f"{tmp_path}/a").name == "a"
+    assert parse_entry(f"{tmp_path}/theirs.json").results == (tmp_path / "theirs.json",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a system, run folders or results files"),
+        ("mask-rcnn-smal", "did you mean mask-rcnn-small"),
+        ("runs/nothing", "runs/nothing: there is no such run folder or results file"),
+        ("theirs.json", "theirs.json: there is no such"),
+        ("x: a nothing", "nothing does not exist"),
+        ("x: a theirs2.json", "cannot be seeds of one entry"),
+        ("theirs2.json cut=log", "have no arguments to change"),
+    ],
+)
+def test_what_is_no_entry_is_named(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "theirs2.json").write_text("[]")
+    with pytest.raises(ValueError, match=message):
+        parse_entry(text)
+
+
+def test_names_are_told_apart():
+    with pytest.raises(ValueError, match="two entries are called 'mask-rcnn-small'"):
+        parse_entries(["mask-rcnn-small", "mask-rcnn-small"])
+    assert len(parse_entries(["mask-rcnn-small", "again: mask-rcnn-small"])) == 2
+
+
+def test_budgets_are_positive_and_one():
+    with pytest.raises(ValueError, match="give one of them"):
+        Budget(epochs=1, minutes=1)
+    with pytest.raises(ValueError, match="expected a positive number"):
+        Budget(minutes=0)
+
+
+def test_changes_of_an_entry_come_after_those_of_all(coco_folder, tmp_path):
+    entries = parse_entries(["mask-rcnn-small optimizer.lr=0.3", "faster-rcnn-small"])
+    plan = recipes(entries, DataOptions(path=str(coco_folder)), ["optimizer.lr=0.2"], Budget(epochs=10), tmp_path, "cpu")
+    rates = [recipe.stages[0].optimizer.lr for recipe in plan.values()]
+    assert rates == [0.3, 0.2]
+    assert {recipe.stages[0].epochs for recipe in plan.values()} == {10}
+    assert {recipe.evaluate_every for recipe in plan.values()} == {2}
+    with pytest.raises(ValueError, match="did you mean optimizer"):
+        recipes(entries, DataOptions(path=str(coco_folder)), ["optimiser.lr=0.2"], Budget(), tmp_path, "cpu")
+
+
+def test_minutes_become_steps_once(coco_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("maskwright.comparison.plan.seconds_per_epoch", lambda recipe, device: [4.0])
+    entries, data = parse_entries(["mask-rcnn-small"]), DataOptions(path=str(coco_folder))
+    plan = recipes(entries, data, [], Budget(minutes=2), tmp_path, "cpu")
+    assert plan["mask-rcnn-small"].stages[0].epochs == pytest.approx(30)
+    assert json.loads((tmp_path / PLAN).read_text())["mask-rcnn-small"]["epochs"] == [30]
+    monkeypatch.setattr("maskwright.comparison.plan.seconds_per_epoch", lambda recipe, device: [1.0])
+    assert recipes(entries, data, [], Budget(minutes=2), tmp_path, "cpu") == plan
+    with pytest.raises(ValueError, match="was planned otherwise here"):
+        recipes(entries, data, [], Budget(minutes=3), tmp_path, "cpu")
