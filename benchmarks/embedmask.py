@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from maskwright.api import evaluate
 from maskwright.data.catalog import open_split
 from maskwright.data.coco import CocoDataset
 from maskwright.evaluation import DetectionMetrics
+from maskwright.evaluation.overlaps import edge, edge_width
 from maskwright.inference import load
 from maskwright.inference.predictor import Model
 from maskwright.systems.embedmask import EmbedMask
@@ -102,13 +102,9 @@ def _predict_all(model: Model, images: Sequence[Any]) -> None:
 # Edges of large objects
 
 
-def boundary(masks: Tensor, width: int) -> Tensor:
-    """Pixels of masks (N, H, W) no further than `width` from their outside (Boundary IoU, Cheng et al., CVPR 2021)."""
-    padded = F.pad(masks.float(), (1, 1, 1, 1))  # what leaves the image ends at its border
-    inner = padded
-    for _ in range(width):
-        inner = -F.max_pool2d(-inner[:, None], 3, stride=1, padding=1)[:, 0]
-    return (masks.float() - inner[:, 1:-1, 1:-1]) > 0
+def boundary(mask: Tensor, width: int) -> Tensor:
+    """Pixels of a mask (H, W) no further than `width` from its outside (Boundary IoU, Cheng et al., CVPR 2021)."""
+    return torch.from_numpy(edge(mask.numpy(), width))
 
 
 def overlap(masks: Tensor, others: Tensor) -> Tensor:
@@ -136,10 +132,8 @@ def edges(model: Model, dataset: CocoDataset, large_px: int) -> Tensor:
             rows.append(torch.zeros(len(truth), 2))
             continue
         best, index = overlap(wanted, found).max(dim=1)
-        width = max(1, round(0.02 * (wanted.shape[1] ** 2 + wanted.shape[2] ** 2) ** 0.5))
-        pairs = [
-            overlap(boundary(wanted[k : k + 1], width), boundary(found[j : j + 1], width))[0, 0] for k, j in enumerate(index)
-        ]
+        width = edge_width(truth.image_size)
+        pairs = [overlap(boundary(wanted[k], width)[None], boundary(found[j], width)[None])[0, 0] for k, j in enumerate(index)]
         rows.append(torch.stack([best, torch.stack(pairs)], dim=1))
     return torch.cat(rows)
 

@@ -36,12 +36,14 @@ def matmul_rate(dtype: torch.dtype, *, side: int = 2048) -> Callable[[], object]
     return lambda: a @ a
 
 
-def report(name: str, command: str, rows: Sequence[Sequence[str]], notes: str = "") -> None:
-    """Print a table, its first row the header, and put it into its section of README.md."""
+def report(name: str, command: str, rows: Sequence[Sequence[str]], notes: str = "", *, page: Path | None = None) -> None:
+    """Print a table, its first row the header, and put it into its section of a page."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     body = "\n".join([f"`{command}`", "", *lines, "", *([notes, ""] if notes else []), machine_line()])
     print(body)
-    text = README.read_text(encoding="utf-8")
+    page = page or README
+    page = page or README
+    text = page.read_text(encoding="utf-8")
     section = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.S)
-    README.write_text(section.sub(lambda _: f"\n{body}\n\n", text), encoding="utf-8")
+    page.write_text(section.sub(lambda _: f"\n{body}\n\n", text), encoding="utf-8")

@@ -25,6 +25,7 @@ from maskwright.inference.results import CocoFile, Result
 from maskwright.recipes import DataOptions, find_recipe
 from maskwright.runs import ModelCard
 from maskwright.runs.checkpoints import build_system
+from maskwright.runs.device import peak_memory
 from maskwright.structures import Instances
 from maskwright.systems.embedmask import Positions
 from maskwright.systems.fcos import Found
@@ -43,10 +44,7 @@ def memory(field: str = "VmRSS", process: str = "self") -> int:
 
 def rise(work: Callable[[], object]) -> float:
     """How far memory rises above what was held before, at its highest, MB."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = memory()
-    work()
-    return (memory("VmHWM") - before) / MB
+    return peak_memory(work, "cpu") or 0.0
 
 
 def boxes_of(areas: float) -> torch.Tensor:

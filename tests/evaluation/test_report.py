@@ -105,10 +105,8 @@ def test_hostile_names_are_text(page):
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_chromium_shows_it_without_a_word(page, tmp_path, width):
-    flags = [
-        "--headless=new", "--no-sandbox", "--hide-scrollbars", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},3000",
-        f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=2000",
-    ]  # fmt: skip
+    flags = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--disable-gpu", "--enable-logging=stderr"]
+    flags += [f"--window-size={width},3000", f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=2000"]
     command = [CHROMIUM, *flags, "--dump-dom", page.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in shown.stderr
