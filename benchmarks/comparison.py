@@ -21,8 +21,12 @@ PLANS: dict[str, tuple[list[str], float, list[str]]] = {
         2,
         ["augment.vertical_flip=0.5", "augment.transpose=0.5"],  # images have no up and down
     ),
-    "facade": (MASKS, 3, []),
-    "people-keypoints": (MASKS, 3, []),
+    "facade": (MASKS, 6, []),
+    "people-keypoints": (
+        MASKS,
+        2400 / 130,  # epochs: as many steps as in benchmarks.embedmask, whose runs these are
+        ["arguments.short_px=320", "arguments.long_px=640", "evaluate_every=1000", "checkpoint_steps=null"],
+    ),
 }
 SEEDS = 2
 COLUMNS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ar": "AR", "boundary_ap": "boundary AP", "box_ap": "box AP"}

@@ -81,7 +81,7 @@ def train(
     )
     recipe = recipe.model_copy(update={"data": options})
     metrics = train_recipe(recipe, Path(out), init=None if init is None else Path(init), device=device, console=console)
-    _report_training(Path(out), device, console)
+    _report_training(Path(out), system, device, console)
     return metrics
 
 
@@ -96,14 +96,14 @@ def resume(out: str | Path, *, device: str = "auto", console: Console | None = N
     if recipe.system not in SYSTEMS:
         raise ValueError(f"{out}: trains {recipe.system!r}, which is not part of maskwright: a folder alone never imports code")
     metrics = train_recipe(recipe, Path(out), resume=True, device=device, console=console)
-    _report_training(Path(out), device, console)
+    _report_training(Path(out), recipe.system, device, console)
     return metrics
 
 
-def _report_training(out: Path, device: str, console: Console | None) -> None:
+def _report_training(out: Path, system: str, device: str, console: Console | None) -> None:
     """A page about the best model, written by one of the processes that trained it."""
     if int(os.environ.get("RANK", "0")) == 0:
-        report(out, device=device, console=console)
+        report(out, system=system, device=device, console=console)
 
 
 @dataclass(frozen=True)
@@ -182,13 +182,19 @@ def score(
 
 
 def report(
-    run: str | Path, *, data: str | Path | None = None, device: str = "auto", console: Console | None = None
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    system: str | None = None,
+    device: str = "auto",
+    console: Console | None = None,
 ) -> Evaluation:
     """Score a run on its validation images and write its report.html: metrics with intervals, curves, errors, pictures.
 
     Args:
         run: a run folder; its best model is used.
         data: where its data set is now; by default where it was.
+        system: a system from outside the package that may be imported if the run is of it.
 
     Raises:
         ValueError: not a run, or its data is not there.
@@ -206,7 +212,7 @@ def report(
     recipe = recipe.model_copy(update={"data": options})
     dataset = open_data(recipe)[1]
     scoring = _Scoring(dataset, "val", None, False, folder / REPORT, console)
-    return scoring.of_model(load(folder, device=device), folder, f"maskwright report {folder}")
+    return scoring.of_model(load(folder, device=device, system=system), folder, f"maskwright report {folder}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Several systems, runs or results files on one data set: train what is to be trained, score all alike, write one report."""
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,13 +31,13 @@ from maskwright.inference.scoring import detections, has_masks
 from maskwright.recipes import DataOptions, Recipe
 from maskwright.recipes.recipe import parse_assignments
 from maskwright.runs.checkpoints import find_weights
-from maskwright.runs.device import machine_line, return_freed_memory
+from maskwright.runs.device import machine_line
 from maskwright.runs.progress import shown
 from maskwright.structures import Intensity
 from maskwright.systems import Task
 from maskwright.training.loop import METRICS, RECIPE
 
-RESULTS, REPORT, DONE = "results.json", "report.html", "trained.json"
+RESULTS, REPORT = "results.json", "report.html"
 FEWER_RESAMPLES, MANY = 400, 1000  # so many images vary less
 
 
@@ -91,10 +92,12 @@ def compare(
     parsed = parse_entries(entries)
     if not parsed or seeds < 1:
         raise ValueError("got nothing to compare: name at least one system, run folder or results file, and at least one seed")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("compare is one process: start it without torchrun, or train runs with torchrun and compare those")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_ours(out))):
         raise ValueError(f"{out}: is not the folder of a comparison: choose another --out")
     options = (options or DataOptions(path=str(data))).model_copy(update={"path": str(data)})
-    dataset = _validation_set(options, is_trained=any(entry.system for entry in parsed))
+    dataset = _validation_set(options, parsed)
     for entry in parsed:
         for path in entry.results:  # all that can be wrong with them is said before hours of training
             check_results(path, read_json(path), dataset)
@@ -127,7 +130,8 @@ def _answer(
 ) -> tuple[dict[str, Answered], tuple[int, ...]]:
     """Detections of all entries, and the limits on them, the same for all."""
     arguments = {e.name: {} if e.system else parse_assignments(e.changes) for e in entries}
-    models = {name: load(paths[0], device=device, **arguments[name]) for name, paths in runs.items()}
+    systems = {e.name: e.system for e in entries}
+    models = {n: load(paths[0], device=device, system=systems[n], **arguments[n]) for n, paths in runs.items()}
     most = max((model.system.max_detections for model in models.values()), default=COCO_LIMITS[-1])
     limits = check_limits(max_detections or default_limits(most))
     measured = _costs(models, runs, dataset, out, console)
@@ -296,7 +300,7 @@ def _from_runs(
         file = out / "detections" / f"{entry.slug}-{number}.json"
 
         def answer() -> list[dict[str, Any]]:
-            opened = load(path, device=device, **arguments)
+            opened = load(path, device=device, system=entry.system, **arguments)
             return detections(opened, dataset, limit=limit, console=console)
 
         return lambda: cast(list[dict[str, Any]], kept(file, key, answer))
@@ -328,11 +332,8 @@ def _train(
     for seed in range(seeds):
         for name, recipe in plan.items():
             folder = _folder(out, next(entry for entry in entries if entry.name == name), seed)
-            if not (folder / DONE).is_file():
-                console.print(f"\n{name}, seed {seed}: {folder}", highlight=False, soft_wrap=True)
-                train_run(recipe.with_changes([f"seed={seed}"]), folder, device=device, console=console)
-                write_json(folder / DONE, {"seed": seed})
-                return_freed_memory()
+            console.print(f"{name}, seed {seed}: {folder}", highlight=False, soft_wrap=True)
+            train_run(recipe.with_changes([f"seed={seed}"]), folder, device=device, console=console)
     trained = {e.name: [_folder(out, e, seed) / "last" for seed in range(seeds)] for e in entries if e.system}
     return {e.name: trained[e.name] if e.system else list(e.runs) for e in entries if not e.results}
 
@@ -352,16 +353,21 @@ def _costs(
     return found
 
 
-def _validation_set(options: DataOptions, *, is_trained: bool) -> CocoDataset:
+def _validation_set(options: DataOptions, entries: Sequence[Entry]) -> CocoDataset:
     """The images everything is scored on."""
     path = Path(options.path)
     images = None if options.images is None else Path(options.images)
-    if is_trained or options.val_fraction is not None:
+    if options.val_fraction is not None or any(entry.system for entry in entries):
         return open_datasets(
             path, images=images, val_fraction=options.val_fraction, classes=options.classes, invalid=options.invalid
         )[1]
     return open_split(
-        path, "val", images=images, classes=options.classes, invalid=options.invalid, needs_images=not path.is_file()
+        path,
+        "val",
+        images=images,
+        classes=options.classes,
+        invalid=options.invalid,
+        needs_images=any(entry.runs for entry in entries),
     )
 
 

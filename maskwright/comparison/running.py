@@ -14,16 +14,17 @@ from maskwright.data.coco import CocoDataset
 from maskwright.data.files import read_json, write_json
 from maskwright.inference import Model
 from maskwright.recipes import Recipe, read_recipe
-from maskwright.runs.device import peak_memory
+from maskwright.runs.device import peak_memory, return_freed_memory
 from maskwright.runs.progress import shown
 from maskwright.training import train
 from maskwright.training.loop import RECIPE
 
 TIMED_IMAGES, TURNS = 8, 3
+DONE = "trained.json"  # in the folder of a run that was trained to its end
 
 
 def train_run(recipe: Recipe, folder: Path, *, device: str, console: Console) -> None:
-    """Train a run, or what is left of it.
+    """Train a run, or what is left of it, or nothing where it is done.
 
     Raises:
         ValueError: the folder holds a run of another recipe.
@@ -33,7 +34,10 @@ def train_run(recipe: Recipe, folder: Path, *, device: str, console: Console) ->
         old, new = known.model_dump(), recipe.model_dump()
         differing = ", ".join(name for name in old if old[name] != new[name])
         raise ValueError(f"{folder}: was begun with another recipe ({differing} differ): choose another --out")
-    train(recipe, folder, resume=begun, device=device, console=console)
+    if not (folder / DONE).is_file():
+        train(recipe, folder, resume=begun, device=device, console=console)
+        write_json(folder / DONE, {"seed": recipe.seed})
+        return_freed_memory()
 
 
 def kept(path: Path, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:

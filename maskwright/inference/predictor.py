@@ -28,6 +28,7 @@ def load(
     *,
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    system: str | None = None,
     **arguments: Any,
 ) -> "Model":
     """Open a run folder or a weights file; no code from it is ever run.
@@ -36,13 +37,14 @@ def load(
         path: a run folder (its best weights are used), a folder with model.json, or a .safetensors file.
         device: "auto", "cpu", "cuda", …
         precision: of the network; masks and boxes are always computed in float32.
+        system: a system from outside the package, "package.module:builder", that may be imported if the run is of it.
         arguments: of the system's builder, in place of the saved ones, for example num_proposals=2000.
 
     Raises:
         ValueError: nothing there, not a model of maskwright, or an argument the system does not have.
     """
-    system, card = open_model(Path(path), arguments)
-    return Model(system, card, device=device, precision=precision)
+    network, card = open_model(Path(path), arguments, outside=system)
+    return Model(network, card, device=device, precision=precision)
 
 
 class Model:

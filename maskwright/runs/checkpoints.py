@@ -156,19 +156,22 @@ def find_weights(path: Path) -> Path:
     raise ValueError(f"{path}: {what}; expected best/{WEIGHTS} or last/{WEIGHTS}")
 
 
-def open_model(path: Path, arguments: Mapping[str, Any] | None = None) -> tuple[System, ModelCard]:
+def open_model(
+    path: Path, arguments: Mapping[str, Any] | None = None, *, outside: str | None = None
+) -> tuple[System, ModelCard]:
     """Build a system and load its weights from a run folder or weights file.
 
     Args:
         arguments: builder arguments to use instead of the saved ones, for example max_detections; those that decide the size
             of the input decide it anew.
+        outside: a system from outside the package that the caller vouches for.
 
     Raises:
         ValueError: not a model of ours, weights that do not fit, or a system from outside the package.
     """
     file = find_weights(path)
     tensors, card = read_model(file)
-    if card.system not in SYSTEMS:
+    if card.system not in SYSTEMS and card.system != outside:
         raise ValueError(f"{file}: made by {card.system!r}, which is not part of maskwright: a file alone never imports code")
     system = build_system(card.system, {**card.arguments, **(arguments or {})})
     spec = replace(system.input, intensity=card.input.intensity) if arguments else card.input
