@@ -1,11 +1,8 @@
-import json
-
 import numpy as np
 import torch
 from PIL import Image
 
 from maskwright.evaluation import contact_sheet, draw_instances
-from maskwright.evaluation.report import write_report
 from maskwright.structures import Instances, Masks
 
 
@@ -52,24 +49,13 @@ def test_contact_sheet_places_pictures():
     assert sheet.getpixel((90, 30)) == (0, 0, 255)
 
 
-def test_report_escapes_what_it_shows(tmp_path):
-    metrics = {
-        "kind": "bbox",
-        "max_detections": [1, 10, 100],
-        "ap": 0.5,
-        "ap50": 0.6,
-        "ap75": 0.4,
-        "ap_small": -1,
-        "ap_medium": 0.1,
-        "ap_large": 0.2,
-    }
-    metrics |= {"ar": [0.1, 0.2, 0.3], "per_class": {"<script>": 0.5, "b": -1}, "per_class_ap50": {"<script>": 0.6, "b": -1}}
-    line = {"epoch": 1, "train_loss": {"a": 1.0}, "val_loss": {"a": 2.0}, "bbox": metrics}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    (tmp_path / "recipe.yaml").write_text("system: <b>x</b>")
-    write_report(tmp_path, title="<i>t</i>", summary="s", picture=None)
-    page = (tmp_path / "report.html").read_text()
-    assert "&lt;script&gt;" in page
-    assert "<script>" not in page
-    assert "<b>x</b>" not in page
-    assert "50.0" in page
+def test_colors_can_be_given_and_labels_then_stay_away():
+    image = np.zeros((640, 640, 3), dtype=np.uint8)
+    mask = torch.zeros(1, 640, 640, dtype=torch.bool)
+    mask[0, 100:300, 100:300] = True
+    masks = Masks.from_dense(mask)
+    objects = Instances(image_size=(640, 640), boxes=masks.boxes(), labels=torch.tensor([0]), masks=masks)
+    picture = np.asarray(draw_instances(image, objects, ["a"], colors=[(10, 200, 30)], opacity=0.5))
+    assert picture[200, 200].tolist() == [5, 100, 15]
+    assert picture[100, 200].tolist() == [10, 200, 30]
+    assert not picture[:100].any()
