@@ -71,6 +71,12 @@ def test_systems_lists_all_with_their_parameters():
         (["evaluate", "/nowhere", "--data", "x"], "/nowhere: there is no such run"),
         (["evaluate", "/nowhere", "--data", "x", "--max-detections", "many"], "expected positive numbers"),
         (["predict", "/nowhere", "a.png", "--out", "y"], "a.png: there is no such image"),
+        (["report", "/nowhere"], "/nowhere: is not the folder of a run"),
+        (["compare", "mask-rcnn-smal", "--data", "x"], "did you mean mask-rcnn-small"),
+        (["compare", "mask-rcnn-small", "--data", "/nowhere"], "/nowhere: there is no such file or folder"),
+        (["compare", "/nowhere/a.json", "--data", "x"], "/nowhere/a.json: there is no such run folder or results file"),
+        (["compare", "mask-rcnn-small", "--data", str(EXAMPLES), "--epochs", "1", "--minutes", "1"], "give one of them"),
+        (["compare", "mask-rcnn-small", "--data", str(EXAMPLES), "--set", "optimiser.lr=1"], "did you mean optimizer"),
     ],
 )
 def test_mistakes_end_with_two_and_a_message(arguments, message):
@@ -108,9 +114,19 @@ def test_predict_evaluate_and_score(tiny_run, tmp_path):
         "1,10,20",
     )
     assert scored.returncode == 0, scored.stderr
-    table = [line.split() for line in done.stdout.splitlines() if line.strip().startswith(("boxes", "masks"))]
-    assert len(table) == 2
-    assert table == [line.split() for line in scored.stdout.splitlines() if line.strip().startswith(("boxes", "masks"))]
+    tables = [
+        [line.split() for line in text.splitlines() if line.strip().startswith(("boxes", "masks", "edges"))]
+        for text in (done.stdout, scored.stdout)
+    ]
+    assert len(tables[0]) == 3
+    assert tables[0] == tables[1]
+    assert "report written to" in done.stdout
+    assert (tmp_path / "results.report.html").is_file()
+    entries = [tiny_run, f"the same: {tmp_path / 'results.json'}"]
+    compared = run("compare", *entries, "--data", data, "--max-detections", "1,10,20", "--out", tmp_path / "compared")
+    assert compared.returncode == 0, compared.stderr
+    assert "cannot be told apart: mask AP +0.0 points [+0.0, +0.0], p = 1.000" in compared.stdout
+    assert {p.name for p in (tmp_path / "compared").iterdir()} == {"costs.json", "detections", "report.html", "results.json"}
 
 
 def test_arguments_can_be_others_than_the_saved_ones(tiny_run, tmp_path):

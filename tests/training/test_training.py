@@ -26,15 +26,12 @@ def weights(run, folder="last"):
 
 
 def test_run_folder_explains_itself(tiny_run):
-    assert {p.name for p in tiny_run.iterdir()} == {"recipe.yaml", "split.json", "metrics.jsonl", "best", "last", "report.html"}
+    names = {p.name for p in tiny_run.iterdir()} - {"report.html"}  # which other tests write
+    assert names == {"recipe.yaml", "split.json", "metrics.jsonl", "best", "last"}
     (line,) = [json.loads(text) for text in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     assert line["epoch"] == 1
     assert set(line["train_loss"]) == set(line["val_loss"]) == {"rpn_objectness", "rpn_box", "class", "box", "mask"}
     assert line["segm"]["max_detections"] == [1, 10, 20]
-    page = (tiny_run / "report.html").read_text()
-    assert page.count("<svg") == 2
-    assert "data:image/jpeg;base64," in page
-    assert "http" not in page.replace("http-equiv", "")
     assert json.loads((tiny_run / "split.json").read_text())["val"] == [5100, 5200, 5300, 5400]
     assert sorted(p.name for p in (tiny_run / "last").iterdir()) == [
         "model.json",
