@@ -45,7 +45,7 @@ def run_demo(out: Path, *, device: str, console: Console) -> None:
         console=console,
     )
     console.print("2. Evaluate the best model on 16 validation images it never saw.")
-    evaluation = api.report(out, device=device, console=console)
+    evaluation = api.evaluate(out, data=EXAMPLES, device=device, console=console)
     for table in metric_tables(evaluation.metrics):
         console.print(table)
     console.print("3. Predict them, and write pictures, outlines and COCO masks.")

@@ -14,7 +14,7 @@ from maskwright.data.coco import CocoDataset
 from maskwright.evaluation.comparison import Row, Table
 from maskwright.evaluation.drawing import draw_instances
 from maskwright.evaluation.matching import match
-from maskwright.evaluation.overlaps import Kind, measure_overlaps
+from maskwright.evaluation.overlaps import measure_overlaps
 from maskwright.structures import Instances, Intensity, Masks
 
 TILE_PX = 420
@@ -92,7 +92,10 @@ def _kept(table: Table, images: set[int], answers: Answers) -> dict[str, list[di
 def _strip(
     dataset: CocoDataset, index: int, rows: Sequence[Row], found: Mapping[str, list[dict[str, Any]]], intensity: Intensity
 ) -> Strip:
-    sample = dataset.read(index, intensity)
+    try:
+        sample = dataset.read(index, intensity)
+    except ValueError as error:
+        return Strip(f"cannot be shown: {error}", [])
     pixels, truth = sample.image.numpy(), sample.instances[~sample.instances.crowd]
     names = dataset.categories.names
     picture = draw_instances(pixels, truth, names, colors=[TRUE] * len(truth))
@@ -100,19 +103,17 @@ def _strip(
     one = dataset.subset([index])
     for row in rows:
         results = [e for e in found[row.name] if e["image_id"] == sample.id]
-        instances, colors = _judged(one, results, truth, row.kind)
+        instances, colors = _judged(one, results, row)
         caption = f"{row.name}: quality {100 * row.quality[sample.id]:.0f}"
         tiles.append(Tile(_address(draw_instances(pixels, instances, names, colors=colors)), caption))
     return Strip(dataset.file_name(index), tiles)
 
 
-def _judged(
-    dataset: CocoDataset, results: Sequence[dict[str, Any]], truth: Instances, kind: Kind
-) -> tuple[Instances, list[tuple[int, int, int]]]:
+def _judged(dataset: CocoDataset, results: Sequence[dict[str, Any]], row: Row) -> tuple[Instances, list[tuple[int, int, int]]]:
     """Detections and missed objects of one image, each in the color of what it is."""
-    size = dataset.image_size(0)
+    size, kind = dataset.image_size(0), row.kind
     overlaps = measure_overlaps(dataset, results, [kind])
-    matches = match(overlaps, kind, max_detections=max(1, len(results)))
+    matches = match(overlaps, kind, max_detections=max(1, len(results)), class_agnostic=not row.per_class)
     object_of = matches.object[0, 0]
     ordered = [results[k] for k in overlaps.source]
     boxes = np.array([e["bbox"] for e in ordered if "bbox" in e]).reshape(-1, 4)

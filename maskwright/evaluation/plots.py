@@ -21,7 +21,6 @@ class Point:
     y: float
     low: float = math.nan
     high: float = math.nan
-    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,6 @@ class Mark:
     low: float | None
     high: float | None
     color: str
-    label: str
     title: str
 
 
@@ -115,7 +113,6 @@ def chart(
     note: str = "",
     y_range: tuple[float, float] | None = None,
     x_range: tuple[float, float] | None = None,
-    has_legend: bool = True,
 ) -> Plot:
     """Lines and dots over two axes; ranges are those of the data, from zero where nothing else is asked for."""
     points = [p for s in series for p in s.points if math.isfinite(p.x) and math.isfinite(p.y)]
@@ -138,7 +135,7 @@ def chart(
             strokes.append(Stroke(" ".join(f"{across(p.x)},{down(p.y)}" for p in finite), s.color, s.is_dashed))
         for p in finite if not s.is_line or len(finite) == 1 else []:
             ends = [None if math.isnan(v) else down(v) for v in (p.low, p.high)]
-            marks.append(Mark(across(p.x), down(p.y), ends[0], ends[1], s.color, p.label, f"{s.name}: {p.x:.4g}, {p.y:.4g}"))
+            marks.append(Mark(across(p.x), down(p.y), ends[0], ends[1], s.color, f"{s.name}: {p.x:.4g}, {p.y:.4g}"))
     return Plot(
         id=plot_id,
         title=title,
@@ -150,7 +147,7 @@ def chart(
         y_label=y_label,
         strokes=strokes,
         marks=marks,
-        legend=list(dict.fromkeys((s.name, s.color) for s in series)) if has_legend else [],
+        legend=list(dict.fromkeys((s.name, s.color) for s in series)),
     )
 
 
@@ -185,7 +182,7 @@ def dot_rows(
                 continue
             ends = [None if math.isnan(v) else across(v) for v in (lower, upper)]
             place = round(y + spread / 2 + ROW * (i - (len(row) - 1) / 2), 1)
-            marks.append(Mark(across(value), place, ends[0], ends[1], colors[entry], "", f"{entry}, {name}: {value:.2f}"))
+            marks.append(Mark(across(value), place, ends[0], ends[1], colors[entry], f"{entry}, {name}: {value:.2f}"))
         y += spread
     return Plot(
         id=plot_id,

@@ -177,7 +177,7 @@ def _percent(interval: Interval) -> tuple[float, float, float]:
 def _speed(table: Table, kind: str, colors: Mapping[str, str]) -> Plot:
     """Accuracy against time, and the entries that nothing faster reaches."""
     places = {
-        row.name: Point(row.facts.image_ms, *_percent(row.averages[table.decides]), label=row.name)
+        row.name: Point(row.facts.image_ms, *_percent(row.averages[table.decides]))
         for row in table.rows
         if row.facts.image_ms is not None
     }
@@ -190,7 +190,6 @@ def _speed(table: Table, kind: str, colors: Mapping[str, str]) -> Plot:
         x_label="ms an image",
         y_label=f"{AVERAGES[table.decides]}, percent",
         note="Dashed: the frontier, which nothing as fast goes beyond." if len(places) > 1 else "",
-        has_legend=False,
     )
 
 
