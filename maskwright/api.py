@@ -1,6 +1,7 @@
 """The verbs of the workbench as functions; the command line calls the same ones."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,16 @@ from typing import Any, Literal
 from rich.console import Console
 
 from maskwright.comparison import compare
-from maskwright.comparison.comparing import REPORT, Answered, assemble, from_model, from_results, with_costs, with_history
+from maskwright.comparison.comparing import (
+    REPORT,
+    Answered,
+    assemble,
+    from_model,
+    from_results,
+    publish,
+    with_costs,
+    with_history,
+)
 from maskwright.comparison.running import costs
 from maskwright.data.catalog import open_split
 from maskwright.data.coco import CocoDataset
@@ -149,7 +159,10 @@ def evaluate(
     )
     where = None if isinstance(run, Model) else Path(run)
     scoring = _Scoring(dataset, split, max_detections, class_agnostic, None if report is None else Path(report), console)
-    return scoring.of_model(model, where, f"maskwright evaluate {where or 'RUN'} --data {data}")
+    options = {"--images": images, "--split": split if split != "val" else None, "--max-detections": max_detections}
+    words = ["evaluate", str(where or "RUN"), "--data", str(data), *(["--class-agnostic"] if class_agnostic else [])]
+    words += [word for name, value in (arguments or {}).items() for word in ("--set", f"{name}={value}")]
+    return scoring.of_model(model, where, _command(words, options))
 
 
 def score(
@@ -178,7 +191,9 @@ def score(
     results = check_results(file, read_json(file), dataset)
     scoring = _Scoring(dataset, split, max_detections, class_agnostic, None if report is None else Path(report), console)
     answered = from_results(file, results, dataset)
-    return scoring.of(file.stem, answered, COCO_LIMITS, f"maskwright evaluate --predictions {file} --data {data}")
+    options = {"--images": images, "--split": split if split != "val" else None, "--max-detections": max_detections}
+    words = ["evaluate", "--predictions", str(file), "--data", str(data), *(["--class-agnostic"] if class_agnostic else [])]
+    return scoring.of(file.stem, answered, COCO_LIMITS, _command(words, options))
 
 
 def report(
@@ -212,7 +227,15 @@ def report(
     recipe = recipe.model_copy(update={"data": options})
     dataset = open_data(recipe)[1]
     scoring = _Scoring(dataset, "val", None, False, folder / REPORT, console)
-    return scoring.of_model(load(folder, device=device, system=system), folder, f"maskwright report {folder}")
+    return scoring.of_model(
+        load(folder, device=device, system=system), folder, _command(["report", str(folder)], {"--data": data})
+    )
+
+
+def _command(words: Sequence[str], options: Mapping[str, Any]) -> str:
+    """What makes a page again, for the shell."""
+    text = {name: ",".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v) for name, v in options.items() if v}
+    return shlex.join(["maskwright", *words, *(word for pair in text.items() for word in pair)])
 
 
 @dataclass(frozen=True)
@@ -247,15 +270,19 @@ class _Scoring:
                 self.dataset, results, kinds=answered.kinds, max_detections=limits, class_agnostic=self.class_agnostic
             )
             return Evaluation(metrics, results)
+        console = self.console or Console(markup=False)
         comparison = assemble(
             self.dataset,
             {name: answered},
             title=name,
             command=command,
             limits=limits,
-            out=self.report,
-            console=self.console or Console(markup=False),
+            console=console,
             split=self.split,
             class_agnostic=self.class_agnostic,
         )
+        try:
+            publish(comparison, self.dataset, {name: answered}, self.report, console)
+        except OSError as error:  # the numbers are not lost with the page
+            console.print(f"{self.report}: the report could not be written ({error.strerror}): name another with --report")
         return Evaluation(comparison.rows[0].metrics[0], results)

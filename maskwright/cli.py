@@ -171,7 +171,7 @@ def evaluate(
     class_agnostic: Annotated[bool, typer.Option("--class-agnostic", help="Ignore classes.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the detections, a COCO results file.")] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Page to write; by default report.html in the run folder, or beside the file.")
+        Path | None, typer.Option(help="Page to write; by default report-DATA.html in the run folder, or beside the file.")
     ] = None,
     skip_invalid: SkipOption = False,
     set_: ArgumentsOption = None,
@@ -194,7 +194,7 @@ def evaluate(
         "max_detections": None if max_detections is None else _limits(max_detections),
         "class_agnostic": class_agnostic,
         "skip_invalid": skip_invalid,
-        "report": report or _page_of(cast(Path, run or predictions)),
+        "report": report or _page_of(cast(Path, run or predictions), data),
         "console": console,
     }
     if predictions is not None:
@@ -268,9 +268,9 @@ def import_(
     console.print(f"imported into {out}: try 'maskwright predict {out} IMAGES --out pred/'", highlight=False, soft_wrap=True)
 
 
-def _page_of(what: Path) -> Path:
-    """Where a page about a run folder, a weights file or a results file goes."""
-    return what / "report.html" if what.is_dir() else what.with_name(f"{what.stem}.report.html")
+def _page_of(what: Path, data: Path) -> Path:
+    """Where a page about a run folder, a weights file or a results file goes; that of the training stays as it is."""
+    return what / f"report-{data.resolve().stem}.html" if what.is_dir() else what.with_name(f"{what.stem}.report.html")
 
 
 def _limits(text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """Several systems, runs or results files on one data set: train what is to be trained, score all alike, write one report."""
 
 import json
+import math
 import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from rich.console import Console
 from torch import nn
 
-from maskwright.comparison.plan import Budget, Entry, parse_entries, recipes
-from maskwright.comparison.running import costs, kept, train_run
+from maskwright.comparison.plan import PLAN, Budget, Entry, parse_entries, recipes
+from maskwright.comparison.running import check_run, costs, kept, train_run
 from maskwright.data import open_datasets
 from maskwright.data.catalog import open_split
 from maskwright.data.coco import CocoDataset
@@ -27,7 +29,7 @@ from maskwright.evaluation.report import write_report
 from maskwright.evaluation.statistics import RESAMPLES, image_weights
 from maskwright.evaluation.study import Study, study
 from maskwright.inference import Model, load
-from maskwright.inference.scoring import detections, has_masks
+from maskwright.inference.scoring import detections, has_masks, match_categories
 from maskwright.recipes import DataOptions, Recipe
 from maskwright.recipes.recipe import parse_assignments
 from maskwright.runs.checkpoints import find_weights
@@ -39,6 +41,7 @@ from maskwright.training.loop import METRICS, RECIPE
 
 RESULTS, REPORT = "results.json", "report.html"
 FEWER_RESAMPLES, MANY = 400, 1000  # so many images vary less
+FEW = 20  # images, on which a bootstrap says too much
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +64,7 @@ def compare(
     entries: Sequence[str],
     *,
     data: str | Path,
-    out: str | Path,
+    out: str | Path = "compare",
     epochs: float | None = None,
     minutes: float | None = None,
     seeds: int = 3,
@@ -92,57 +95,60 @@ def compare(
     parsed = parse_entries(entries)
     if not parsed or seeds < 1:
         raise ValueError("got nothing to compare: name at least one system, run folder or results file, and at least one seed")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("compare is one process: start it without torchrun, or train runs with torchrun and compare those")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_ours(out))):
-        raise ValueError(f"{out}: is not the folder of a comparison: choose another --out")
+    _check_place(out)
     options = (options or DataOptions(path=str(data))).model_copy(update={"path": str(data)})
-    dataset = _validation_set(options, parsed)
-    for entry in parsed:
-        for path in entry.results:  # all that can be wrong with them is said before hours of training
-            check_results(path, read_json(path), dataset)
+    dataset, images = _open_data(options, parsed)
+    answered = {entry.name: from_files(entry.results, dataset) for entry in parsed if entry.results}
+    models = {entry.name: _opened(entry, dataset, device, console) for entry in parsed if entry.runs}
     budget = Budget(epochs, minutes)
     plan = recipes(parsed, options, changes, budget, out, device)
-    runs = _train(plan, parsed, out, seeds, device, console)
-    answered, limits = _answer(parsed, runs, dataset, max_detections, out, device, console)
+    folders = {e.name: [out / "runs" / f"{e.slug}-{seed}" for seed in range(seeds)] for e in parsed if e.system}
+    _train(plan, folders, images, device, console)
+    for entry in parsed:
+        if entry.system:
+            models[entry.name] = load(folders[entry.name][0] / "last", device=device, system=entry.system)
+    weights = {e.name: [f / "last" for f in folders[e.name]] if e.system else list(e.runs) for e in parsed if not e.results}
+    found, limits = _answer(parsed, models, weights, dataset, max_detections, out, console)
+    answered = {e.name: (answered | found)[e.name] for e in parsed}
     command = _command(entries, options, out, budget, seeds, changes, max_detections)
-    comparison = assemble(
-        dataset,
-        answered,
-        title=f"Comparison on {Path(data).name}",
-        command=command,
-        limits=limits,
-        out=out / REPORT,
-        console=console,
-    )
+    title = f"Comparison on {Path(data).name}"
+    comparison = assemble(dataset, answered, title=title, command=command, limits=limits, console=console)
     write_json(out / RESULTS, comparison.to_dict(), indent=1)
+    publish(comparison, dataset, answered, out / REPORT, console)
     return comparison
 
 
 def _answer(
     entries: Sequence[Entry],
-    runs: Mapping[str, Sequence[Path]],
+    models: Mapping[str, Model],
+    weights: Mapping[str, Sequence[Path]],
     dataset: CocoDataset,
     max_detections: Sequence[int] | None,
     out: Path,
-    device: str,
     console: Console,
 ) -> tuple[dict[str, Answered], tuple[int, ...]]:
-    """Detections of all entries, and the limits on them, the same for all."""
-    arguments = {e.name: {} if e.system else parse_assignments(e.changes) for e in entries}
-    systems = {e.name: e.system for e in entries}
-    models = {n: load(paths[0], device=device, system=systems[n], **arguments[n]) for n, paths in runs.items()}
+    """What the models answer, and the limits on detections, the same for all."""
     most = max((model.system.max_detections for model in models.values()), default=COCO_LIMITS[-1])
     limits = check_limits(max_detections or default_limits(most))
-    measured = _costs(models, runs, dataset, out, console)
+    measured = _costs(models, weights, dataset, out, console)
     answered = {}
     for entry in entries:
-        if entry.results:
-            answered[entry.name] = from_files(entry.results, dataset)
-        else:
-            found = _from_runs(entry, runs[entry.name], models[entry.name], dataset, limits[-1], out, console)
+        if not entry.results:
+            found = _from_runs(entry, weights[entry.name], models[entry.name], dataset, limits[-1], out, console)
             answered[entry.name] = with_costs(found, measured[entry.name])
     return answered, limits
+
+
+def _check_place(out: Path) -> None:
+    """A comparison goes into a folder of its own, and is one process.
+
+    Raises:
+        ValueError: neither empty nor a comparison's; or several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("compare is one process: start it without torchrun, or train runs with torchrun and compare those")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / PLAN).is_file())):
+        raise ValueError(f"{out}: is not the folder of a comparison: choose another --out")
 
 
 def assemble(
@@ -152,12 +158,11 @@ def assemble(
     title: str,
     command: str,
     limits: Sequence[int],
-    out: Path,
     console: Console,
     split: str = "val",
     class_agnostic: bool = False,
 ) -> Comparison:
-    """Study all detections, rank them and write the page."""
+    """Study all detections, and rank them."""
     resamples = RESAMPLES if len(dataset) <= MANY else FEWER_RESAMPLES
     weights = image_weights(len(dataset), resamples=resamples)
     studies: dict[str, list[Study]] = {}
@@ -171,12 +176,14 @@ def assemble(
                     )
                 )
                 bar.advance()
-    tables = tabulate(studies, {name: entry.facts for name, entry in answered.items()})
-    gone = sum(not dataset.image_path(i).is_file() for i in range(len(dataset)))
-    notes = [f"No pictures: {gone} of {len(dataset)} images are not there."] if gone else []
+    there = sum(len(dataset.columns(i).labels) > 0 for i in range(len(dataset)))
+    tables = tabulate(studies, {name: entry.facts for name, entry in answered.items()}, images=there)
+    notes = []
+    if there < FEW:
+        notes.append(f"Only {there} images hold objects: intervals of so few are too narrow.")
     if any(row.seeds == 1 for table in tables for row in table.rows):
         notes.append("Where there is one seed, what is said holds for these weights; another training may come out otherwise.")
-    comparison = Comparison(
+    return Comparison(
         title=title,
         protocol=Protocol(
             data=str(dataset.path),
@@ -192,13 +199,22 @@ def assemble(
         command=command,
         notes=tuple(notes),
     )
+
+
+def publish(
+    comparison: Comparison, dataset: CocoDataset, answered: Mapping[str, Answered], out: Path, console: Console
+) -> None:
+    """Write the page, with pictures where the images are there."""
     groups: list[Group] = []
-    if not gone:
+    gone = sum(not dataset.image_path(i).is_file() for i in range(len(dataset)))
+    if gone:
+        note = f"No pictures: {gone} of {len(dataset)} images are not there."
+        comparison = replace(comparison, notes=(*comparison.notes, note))
+    else:
         intensity = next(iter(answered.values())).intensity
-        groups = gallery(dataset, tables, lambda name: answered[name].results[0](), intensity)
+        groups = gallery(dataset, comparison.tables, lambda name: answered[name].results[0](), intensity)
     write_report(out, comparison, groups)
     console.print(f"report written to {out}", highlight=False, soft_wrap=True)
-    return comparison
 
 
 # Entries
@@ -210,7 +226,9 @@ def from_files(paths: Sequence[Path], dataset: CocoDataset) -> Answered:
     def read(path: Path) -> list[dict[str, Any]]:
         return check_results(path, read_json(path), dataset)
 
-    first = from_results(paths[0], read(paths[0]), dataset)
+    first, *others = [from_results(path, read(path), dataset) for path in paths]  # all that can be wrong is said at once
+    if any(other.kinds != first.kinds for other in others):
+        raise ValueError(f"{paths[0]} and {paths[1]} hold different things, boxes or masks or both: make them two entries")
     facts = replace(first.facts, source=", ".join(map(str, paths)))
     return replace(first, facts=facts, results=[lambda path=path: read(path) for path in paths])  # type: ignore[misc]
 
@@ -240,7 +258,9 @@ def kinds_of(path: Path, results: Sequence[dict[str, Any]], dataset: CocoDataset
 
 def from_model(model: Model, dataset: CocoDataset, results: Sequence[Callable[[], list[dict[str, Any]]]]) -> Answered:
     """What a model answered."""
-    masks = model.system.task == Task.INSTANCES and has_masks(dataset)
+    if model.system.task == Task.KEYPOINTS:
+        raise ValueError(f"{model.card.system}: keypoints cannot be scored yet")
+    masks = model.system.task in (Task.INSTANCES, Task.PROPOSALS) and has_masks(dataset)
     kinds: list[Kind] = ["bbox", "segm", "boundary"] if masks else ["bbox"]
     task = Task.BOXES if model.system.task == Task.INSTANCES and not masks else model.system.task
     parameters = sum(p.numel() for p in cast(nn.Module, model.system).parameters())
@@ -274,14 +294,17 @@ def _points(path: Path) -> Iterable[dict[str, float]]:
         return
     before, stage, last = 0, 0, 0
     for text in path.read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # cut off when a run was killed
+            continue
         if line["stage"] != stage:
             before, stage = before + last, line["stage"]
         last = line["step"]
         yield {
             "step": float(before + last),
             "time_s": line["time_s"],
-            "ap": line["segm" if "segm" in line else "bbox"]["ap"],
+            "ap": ap if (ap := line["segm" if "segm" in line else "bbox"]["ap"]) >= 0 else math.nan,
             "train_loss": sum(line["train_loss"].values()),
             "val_loss": sum(line["val_loss"].values()),
         }
@@ -301,7 +324,8 @@ def _from_runs(
 
         def answer() -> list[dict[str, Any]]:
             opened = load(path, device=device, system=entry.system, **arguments)
-            return detections(opened, dataset, limit=limit, console=console)
+            agnostic = opened.system.task == Task.PROPOSALS
+            return detections(opened, dataset, limit=limit, console=console, class_agnostic=agnostic)
 
         return lambda: cast(list[dict[str, Any]], kept(file, key, answer))
 
@@ -322,45 +346,15 @@ def _stamp(path: Path) -> list[str | int]:
 # Steps
 
 
-def _train(
-    plan: Mapping[str, Recipe], entries: Sequence[Entry], out: Path, seeds: int, device: str, console: Console
-) -> dict[str, list[Path]]:
-    """Train what is left, seed by seed; where the weights of each entry are.
-
-    What was trained is taken as it is after its last step: nothing is chosen on the images it is scored on.
-    """
-    for seed in range(seeds):
-        for name, recipe in plan.items():
-            folder = _folder(out, next(entry for entry in entries if entry.name == name), seed)
-            console.print(f"{name}, seed {seed}: {folder}", highlight=False, soft_wrap=True)
-            train_run(recipe.with_changes([f"seed={seed}"]), folder, device=device, console=console)
-    trained = {e.name: [_folder(out, e, seed) / "last" for seed in range(seeds)] for e in entries if e.system}
-    return {e.name: trained[e.name] if e.system else list(e.runs) for e in entries if not e.results}
-
-
-def _folder(out: Path, entry: Entry, seed: int) -> Path:
-    return out / "runs" / f"{entry.slug}-{seed}"
-
-
-def _costs(
-    models: Mapping[str, Model], runs: Mapping[str, Sequence[Path]], dataset: CocoDataset, out: Path, console: Console
-) -> dict[str, dict[str, float | None]]:
-    """Time and memory of all models, measured together."""
-    if not models:
-        return {}
-    key = {name: _stamp(find_weights(paths[0])) for name, paths in runs.items()}
-    found: dict[str, dict[str, float | None]] = kept(out / "costs.json", key, lambda: costs(models, dataset, console))
-    return found
-
-
-def _validation_set(options: DataOptions, entries: Sequence[Entry]) -> CocoDataset:
-    """The images everything is scored on."""
+def _open_data(options: DataOptions, entries: Sequence[Entry]) -> tuple[CocoDataset, dict[str, list[int]]]:
+    """The images everything is scored on; and where something is trained, the ids of both splits."""
     path = Path(options.path)
     images = None if options.images is None else Path(options.images)
     if options.val_fraction is not None or any(entry.system for entry in entries):
-        return open_datasets(
+        train, val = open_datasets(
             path, images=images, val_fraction=options.val_fraction, classes=options.classes, invalid=options.invalid
-        )[1]
+        )
+        return val, {"train": train.image_ids.tolist(), "val": val.image_ids.tolist()}
     return open_split(
         path,
         "val",
@@ -368,11 +362,56 @@ def _validation_set(options: DataOptions, entries: Sequence[Entry]) -> CocoDatas
         classes=options.classes,
         invalid=options.invalid,
         needs_images=any(entry.runs for entry in entries),
-    )
+    ), {}
 
 
-def _is_ours(out: Path) -> bool:
-    return any((out / name).exists() for name in (RESULTS, "runs", "detections", "plan.json", "costs.json"))
+def _opened(entry: Entry, dataset: CocoDataset, device: str, console: Console) -> Model:
+    """The model of a run, after a look at all its seeds."""
+    opened = [load(path, device=device, **parse_assignments(entry.changes)) for path in entry.runs]
+    for path, model in zip(entry.runs, opened, strict=True):
+        if model.card.system != opened[0].card.system:
+            raise ValueError(f"{path}: is not of {opened[0].card.system} as {entry.runs[0]} is: make them two entries")
+        if model.system.task != Task.PROPOSALS:
+            match_categories(model.categories, dataset.categories, str(dataset.path), console)
+    return opened[0]
+
+
+def _train(
+    plan: Mapping[str, Recipe],
+    folders: Mapping[str, Sequence[Path]],
+    images: Mapping[str, Sequence[int]],
+    device: str,
+    console: Console,
+) -> None:
+    """Train what is left, seed by seed.
+
+    What was trained is taken as it is after its last step: nothing is chosen on the images it is scored on.
+    """
+    runs = [
+        (name, seed, recipe.with_changes([f"seed={seed}"]), folders[name][seed])
+        for seed in range(max(map(len, folders.values()), default=0))
+        for name, recipe in plan.items()
+    ]
+    for _, _, recipe, folder in runs:
+        check_run(recipe, folder, images)
+    for name, seed, recipe, folder in runs:
+        console.print(f"{name}, seed {seed}: {folder}", highlight=False, soft_wrap=True)
+        train_run(recipe, folder, device=device, console=console)
+
+
+def _costs(
+    models: Mapping[str, Model], weights: Mapping[str, Sequence[Path]], dataset: CocoDataset, out: Path, console: Console
+) -> dict[str, dict[str, float | None]]:
+    """Time and memory of all models, measured together."""
+    if not models:
+        return {}
+    made_of = {
+        name: [_stamp(find_weights(paths[0])), models[name].card.arguments, models[name].device, models[name].precision.name]
+        for name, paths in weights.items()
+    }
+    key = json.loads(json.dumps({**made_of, "": [_stamp(dataset.path), torch.get_num_threads()]}))
+    found: dict[str, dict[str, float | None]] = kept(out / "costs.json", key, lambda: costs(models, dataset, console))
+    return found
 
 
 def _command(
@@ -396,7 +435,7 @@ def _command(
         ("--seeds", seeds),
     ):
         if value is not None:
-            words += [name, f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [name, str(value)]
     for change in changes:
         words += ["--set", change]
     if options.invalid == "skip":

@@ -57,7 +57,7 @@ def parse_entry(text: str) -> Entry:
         raise ValueError(
             f"got the entry {text!r}, expected a system, run folders or results files, for example mask-rcnn-small"
         )
-    unknown = [word for word in what if not Path(word).exists()]
+    unknown = [word for word in what if word in SYSTEMS or not Path(word).exists()]
     if unknown == what and len(what) == 1:
         if not (what[0] in SYSTEMS or ":" in what[0]) and ("/" in what[0] or what[0].endswith(".json")):
             raise ValueError(f"{what[0]}: there is no such run folder or results file")
@@ -119,6 +119,11 @@ def recipes(
         ValueError: a field that does not exist, or a folder that was made with another budget.
     """
     kept: dict[str, Any] = read_json(out / PLAN) if (out / PLAN).is_file() else {}
+    for change in [*changes, *(change for entry in entries if entry.system for change in entry.changes)]:
+        if change.split("=")[0].strip() == "seed":
+            raise ValueError(f"got {change!r}, but a comparison trains seeds 0, 1, …: say how many with --seeds")
+        if budget.minutes is not None and change.split("=")[0].strip().endswith("epochs"):
+            raise ValueError(f"got {change!r} and --minutes, which both say how long to train: give one of them")
     answer: dict[str, Recipe] = {}
     for entry in entries:
         if entry.system is None:
@@ -142,6 +147,7 @@ def recipes(
         if not any(change.startswith("evaluate_every") for change in (*changes, *entry.changes)):
             recipe = recipe.with_changes([f"evaluate_every={every}"])
         answer[entry.name] = recipe
+    write_json(out / PLAN, kept, indent=2)  # which also says that the folder is a comparison's
     return answer
 
 
@@ -149,4 +155,4 @@ def _epochs_in(recipe: Recipe, minutes: float, device: str) -> list[float]:
     """Epochs of each stage, in the proportions of the recipe, that fit into a time of training."""
     per_epoch = seconds_per_epoch(recipe, device=device)
     usual = sum(stage.epochs * seconds for stage, seconds in zip(recipe.stages, per_epoch, strict=True))
-    return [round(stage.epochs * 60 * minutes / usual, 3) for stage in recipe.stages]
+    return [float(f"{stage.epochs * 60 * minutes / usual:.6g}") for stage in recipe.stages]

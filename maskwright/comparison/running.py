@@ -17,7 +17,7 @@ from maskwright.recipes import Recipe, read_recipe
 from maskwright.runs.device import peak_memory, return_freed_memory
 from maskwright.runs.progress import shown
 from maskwright.training import train
-from maskwright.training.loop import RECIPE
+from maskwright.training.loop import RECIPE, SPLIT
 
 TIMED_IMAGES, TURNS = 8, 3
 DONE = "trained.json"  # in the folder of a run that was trained to its end
@@ -26,18 +26,31 @@ DONE = "trained.json"  # in the folder of a run that was trained to its end
 def train_run(recipe: Recipe, folder: Path, *, device: str, console: Console) -> None:
     """Train a run, or what is left of it, or nothing where it is done.
 
-    Raises:
-        ValueError: the folder holds a run of another recipe.
+    Check it with `check_run` first.
     """
-    begun = (folder / RECIPE).is_file()
-    if begun and (known := read_recipe(folder / RECIPE)) != recipe:
+    if not (folder / DONE).is_file():
+        train(recipe, folder, resume=(folder / RECIPE).is_file(), device=device, console=console)
+        write_json(folder / DONE, {"seed": recipe.seed})
+        return_freed_memory()
+
+
+def check_run(recipe: Recipe, folder: Path, images: Mapping[str, Sequence[int]]) -> None:
+    """Make sure that a run that was begun is the one asked for.
+
+    Args:
+        images: ids of the images of both splits, as they are now.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe, or on other images.
+    """
+    if not (folder / RECIPE).is_file():
+        return
+    if (known := read_recipe(folder / RECIPE)) != recipe:
         old, new = known.model_dump(), recipe.model_dump()
         differing = ", ".join(name for name in old if old[name] != new[name])
         raise ValueError(f"{folder}: was begun with another recipe ({differing} differ): choose another --out")
-    if not (folder / DONE).is_file():
-        train(recipe, folder, resume=begun, device=device, console=console)
-        write_json(folder / DONE, {"seed": recipe.seed})
-        return_freed_memory()
+    if read_json(folder / SPLIT) != images:
+        raise ValueError(f"{folder}: was begun on other images than the data set has now: choose another --out")
 
 
 def kept(path: Path, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
@@ -69,6 +82,7 @@ def costs(models: Mapping[str, Model], dataset: CocoDataset, console: Console) -
             name: [dataset.read(i, m.system.input.intensity).image.numpy() for i in indices] for name, m in models.items()
         }
         for name, model in models.items():
+            model.predict(images[name][0], threshold=0.0)  # what is set up once is not the model's cost
             memory = peak_memory(lambda m=model, n=name: _predict(m, images[n]), model.device)  # type: ignore[misc]
             answer[name] = {"memory_mb": memory}
             bar.advance()

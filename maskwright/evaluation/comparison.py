@@ -23,7 +23,7 @@ class Facts:
     Args:
         task: of the system; entries are ranked within their task.
         source: what it was made of: a system with its changes, runs, or files.
-        commands: that make it again.
+        commands: that use it.
         parameters: of the network.
         steps: of the optimizer, per run.
         training_s: mean over seeds, evaluations in between included.
@@ -131,24 +131,25 @@ class Comparison:
         return [row for table in self.tables for row in table.rows]
 
 
-def tabulate(studies: Mapping[str, Sequence[Study]], facts: Mapping[str, Facts]) -> list[Table]:
+def tabulate(studies: Mapping[str, Sequence[Study]], facts: Mapping[str, Facts], *, images: int) -> list[Table]:
     """Rank entries within their tasks.
 
     Args:
         studies: of every entry, one for each seed.
         facts: of every entry.
+        images: that hold objects.
     """
     tasks = list(dict.fromkeys(facts[name].task for name in studies))
-    return [_table(task, {n: s for n, s in studies.items() if facts[n].task == task}, facts) for task in tasks]
+    return [_table(task, {n: s for n, s in studies.items() if facts[n].task == task}, facts, images) for task in tasks]
 
 
-def _table(task: str, studies: Mapping[str, Sequence[Study]], facts: Mapping[str, Facts]) -> Table:
+def _table(task: str, studies: Mapping[str, Sequence[Study]], facts: Mapping[str, Facts], images: int) -> Table:
     decides = "ar" if task == "proposals" else "ap"
     comparisons = {}
     for metric in AVERAGES:
         sampled = {name: _sampled(seeds, metric) for name, seeds in studies.items() if metric in seeds[0].values}
         if sampled:
-            comparisons[metric] = Comparisons(sampled)
+            comparisons[metric] = Comparisons(sampled, images=images)
     means = {name: float(np.mean([s.values[decides] for s in seeds])) for name, seeds in studies.items()}
     ranked = sorted(studies, key=lambda name: (math.isnan(means[name]), -means[name]))
     rows = [_row(name, rank, studies[name], comparisons, facts[name]) for rank, name in enumerate(ranked, 1)]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from maskwright.evaluation.matching import THRESHOLDS, Matches, groups, precision_at_recalls
-from maskwright.evaluation.overlaps import Bools, Floats, Ints
+from maskwright.evaluation.overlaps import FAINT, Bools, Floats, Ints
 
 CAUSES: Mapping[str, str] = {
     "missed": "an object that no answer comes near",
@@ -36,7 +36,7 @@ class _Answers:
         hits: whether each found an object.
         own, own_object: the highest overlap with an object of the same class, and which; -1 for none.
         other, other_object: likewise of another class.
-        own_box: the highest overlap of boxes with objects of the same class.
+        own_box, boxed_object: the highest overlap of boxes with an object of the same class, and which.
     """
 
     rows: Ints
@@ -46,6 +46,7 @@ class _Answers:
     other: Floats
     other_object: Ints
     own_box: Floats
+    boxed_object: Ints
 
 
 def error_costs(matches: Matches) -> dict[str, float]:
@@ -55,16 +56,25 @@ def error_costs(matches: Matches) -> dict[str, float]:
         matches: with classes told apart.
     """
     overlaps = matches.overlaps
+    has_boxes = matches.kind != "bbox" and "bbox" in overlaps.iou
+    if len(matches.truth_label) == 0:
+        return {name: 0.0 for name in CAUSES if name != "mask" or has_boxes}
     own, own_object = _best(matches, overlaps.iou[matches.kind], same=True)
     other, other_object = _best(matches, overlaps.iou[matches.kind], same=False)
-    has_boxes = matches.kind != "bbox" and "bbox" in overlaps.iou
-    own_box = _best(matches, overlaps.iou["bbox"], same=True)[0] if has_boxes else np.zeros_like(own)
+    own_box, boxed = _best(matches, overlaps.iou["bbox"], same=True) if has_boxes else (np.zeros_like(own), own_object)
     order = np.argsort(-overlaps.score, kind="stable")
     gains: dict[str, list[float]] = {}
     for t, threshold in enumerate(THRESHOLDS):
         rows = order[(matches.kept & ~matches.ignored[0, t])[order]]
         answers = _Answers(
-            rows, matches.object[0, t, rows] >= 0, own[rows], own_object[rows], other[rows], other_object[rows], own_box[rows]
+            rows=rows,
+            hits=matches.object[0, t, rows] >= 0,
+            own=own[rows],
+            own_object=own_object[rows],
+            other=other[rows],
+            other_object=other_object[rows],
+            own_box=own_box[rows],
+            boxed_object=boxed[rows],
         )
         for name, gain in _gains(matches, t, threshold, answers).items():
             gains.setdefault(name, []).append(gain)
@@ -72,10 +82,11 @@ def error_costs(matches: Matches) -> dict[str, float]:
 
 
 def _best(matches: Matches, iou: Floats, *, same: bool) -> tuple[Floats, Ints]:
-    """The highest overlap of each detection with an object of its class, or of another, crowds left out."""
+    """The highest overlap of each detection with an object of its class, or of another; neither crowds nor faint ones."""
     overlaps = matches.overlaps
     dt, gt = overlaps.dt, overlaps.gt
-    chosen = ((matches.label[dt] == matches.truth_label[gt]) == same) & ~overlaps.truth.is_crowd[gt]
+    same_class = matches.label[dt] == matches.truth_label[gt]
+    chosen = (same_class == same) & ~overlaps.truth.is_crowd[gt] & (iou > FAINT)
     pairs = np.flatnonzero(chosen)
     pairs = pairs[np.argsort(iou[pairs], kind="stable")]
     best, which = np.zeros(len(overlaps.score)), np.full(len(overlaps.score), -1)
@@ -89,15 +100,16 @@ def _gains(matches: Matches, t: int, threshold: float, answers: _Answers) -> dic
     found = np.zeros(len(needed), dtype=bool)
     found[matches.object[0, t, answers.rows[answers.hits]]] = True
     wrong = ~answers.hits
-    near = wrong & (answers.own < threshold) & (answers.own_object >= 0)
-    mask = near & (answers.own_box >= threshold)
+    mask = wrong & (answers.own < threshold) & (answers.own_box >= threshold)
+    near = mask | (wrong & (answers.own < threshold) & (answers.own_object >= 0))
     misclassed = wrong & ~near & (answers.other >= threshold)
     duplicate = wrong & ~near & ~misclassed & (answers.own >= threshold)
     rest = wrong & ~near & ~misclassed & ~duplicate
     both = rest & (answers.other_object >= 0)
     label = matches.label[answers.rows]
     reached = np.zeros(len(needed), dtype=bool)
-    for chosen, objects in ((near, answers.own_object), (misclassed, answers.other_object)):
+    causes = ((near & ~mask, answers.own_object), (mask, answers.boxed_object), (misclassed, answers.other_object))
+    for chosen, objects in causes:
         reached[objects[chosen]] = True
     base = _mean_ap(matches, label, answers.hits, np.ones_like(wrong), needed)
 
@@ -113,7 +125,7 @@ def _gains(matches: Matches, t: int, threshold: float, answers: _Answers) -> dic
     nowhere = np.full(len(wrong), -1)
     gains = {
         "localization": mended(near & ~mask, answers.own_object),
-        "mask": mended(mask, answers.own_object),
+        "mask": mended(mask, answers.boxed_object),
         "class": mended(misclassed, answers.other_object),
         "both": mended(both, nowhere),
         "duplicate": mended(duplicate, nowhere),

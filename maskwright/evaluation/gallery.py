@@ -14,7 +14,7 @@ from maskwright.data.coco import CocoDataset
 from maskwright.evaluation.comparison import Row, Table
 from maskwright.evaluation.drawing import draw_instances
 from maskwright.evaluation.matching import match
-from maskwright.evaluation.overlaps import measure_overlaps
+from maskwright.evaluation.overlaps import as_rle, measure_overlaps
 from maskwright.structures import Instances, Intensity, Masks
 
 TILE_PX = 420
@@ -67,9 +67,9 @@ def gallery(dataset: CocoDataset, tables: Sequence[Table], answers: Answers, int
             picked = [i for i in sorted(there, key=lambda i: -spread[i])[:DISAGREEMENTS] if spread[i] > 0]
             plans.append((f"Where they disagree most ({table.task})", [(i, table.rows) for i in picked]))
         for row in table.rows:
-            ranked = sorted(there, key=lambda i, quality=row.quality: -quality[i])  # type: ignore[misc]
-            worst = ranked[BEST:][-WORST:][::-1]
-            plans.append((f"Best and worst of {row.name}", [(i, [row]) for i in [*ranked[:BEST], *worst]]))
+            best = sorted(there, key=lambda i, quality=row.quality: -quality[i])[:BEST]  # type: ignore[misc]
+            rest = sorted(set(place) - set(best), key=lambda i, quality=row.quality: (quality[i], i))  # type: ignore[misc]
+            plans.append((f"Best and worst of {row.name}", [(i, [row]) for i in [*best, *rest[:WORST]]]))
         found = _kept(table, {i for _, plan in plans for i, _ in plan}, answers)
         for title, plan in plans:
             strips = [_strip(dataset, place[i], rows, found, intensity) for i, rows in plan]
@@ -117,13 +117,14 @@ def _judged(dataset: CocoDataset, results: Sequence[dict[str, Any]], row: Row) -
     object_of = matches.object[0, 0]
     ordered = [results[k] for k in overlaps.source]
     boxes = np.array([e["bbox"] for e in ordered if "bbox" in e]).reshape(-1, 4)
+    masks = None if kind == "bbox" else Masks.from_rles([as_rle(e["segmentation"], size) for e in ordered], size)
     shown = Instances(
         image_size=size,
         boxes=torch.from_numpy(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)).float()
         if len(boxes) == len(ordered)
-        else Masks.from_rles([e["segmentation"] for e in ordered], size).boxes(),
+        else masks.boxes(),  # type: ignore[union-attr]
         labels=torch.from_numpy(overlaps.label),
-        masks=Masks.from_rles([e["segmentation"] for e in ordered], size) if kind != "bbox" else None,
+        masks=masks,
     )
     colors = [FOUND if o >= 0 else FALSE for o in object_of]
     order = np.argsort(np.array(dataset.categories.ids)[dataset.columns(0).labels], kind="stable")

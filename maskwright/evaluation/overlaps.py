@@ -6,7 +6,7 @@ once, here.
 Legend: D detections · G true objects, crowds included · P pairs of a detection and an object of its image that overlap.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -81,8 +81,6 @@ def measure_overlaps(
     dataset: CocoDataset,
     results: Sequence[dict[str, Any]],
     kinds: Sequence[Kind],
-    *,
-    done: Callable[[int], object] = lambda images: None,
 ) -> Overlaps:
     """Compare all detections with all objects of their images, whatever their classes.
 
@@ -90,7 +88,6 @@ def measure_overlaps(
         dataset: the ground truth; with masks where masks are asked for.
         results: entries of a COCO results file, original category ids, with the boxes or masks asked for.
         kinds: which overlaps to measure; a boundary is measured where masks overlap by half, for nothing less can match.
-        done: hears how many images each piece of work held.
     """
     order = np.argsort(dataset.image_ids, kind="stable")
     place = {int(image_id): i for i, image_id in enumerate(dataset.image_ids[order])}
@@ -113,14 +110,13 @@ def measure_overlaps(
         rles = None
         if masks:
             rles = [
-                [_rle(s, size) for s in there.segmentations],
-                [_rle(results[k]["segmentation"], size) for k in source[rows]],
+                [as_rle(s, size) for s in there.segmentations],
+                [as_rle(results[k]["segmentation"], size) for k in source[rows]],
             ]
         piece = _compare(there, None if boxes is None else boxes[rows], rles, size, kinds)
         pieces.append(replace(piece, dt=piece.dt + starts[i], gt=piece.gt + count))
         objects.append(replace(there, segmentations=[]))
         count += len(there.label)
-        done(1)
     areas: dict[Kind, Floats] = {} if boxes is None else {"bbox": boxes[:, 2] * boxes[:, 3]}
     if masks:
         of_masks = np.concatenate([piece.mask_area for piece in pieces] or [np.empty(0)])
@@ -208,7 +204,7 @@ def _compare(
     return _Piece(dt, gt, iou, mask_area)
 
 
-def _rle(segmentation: Any, size: tuple[int, int]) -> Any:
+def as_rle(segmentation: Any, size: tuple[int, int]) -> Any:
     """Run lengths of a segmentation, which may be polygons."""
     return segmentation if isinstance(segmentation, dict) else Masks.from_polygons([segmentation], size).to_rles()[0]
 

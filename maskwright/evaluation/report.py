@@ -44,7 +44,6 @@ class _Section:
 
     id: str
     title: str
-    what: str
     columns: list[str]
     rows: list[_Line]
     legend: str
@@ -81,7 +80,6 @@ def _section(table: Table, colors: Mapping[str, str]) -> _Section:
     return _Section(
         id=table.task,
         title=f"{table.task.capitalize()}: {kind} {AVERAGES[table.decides]}",
-        what="entry",
         columns=[*(AVERAGES[name] for name in metrics), "ms an image", "peak MB", "M param.", "training, min"],
         rows=[_line(row, metrics, colors[row.name]) for row in table.rows],
         legend=f"In percent, of {kind} overlap where nothing else is said; 95 % intervals below. Peak: memory above the model.",
@@ -95,7 +93,7 @@ def _section(table: Table, colors: Mapping[str, str]) -> _Section:
 
 def _line(row: Row, metrics: Sequence[str], color: str) -> _Line:
     facts = row.facts
-    about = [f"{row.seeds} seeds" if row.seeds > 1 else "", f"{facts.steps} steps" if facts.steps else ""]
+    about = [f"{row.seeds} seeds" if row.seeds > 1 else "one seed", f"{facts.steps} steps" if facts.steps else ""]
     cells = [_cell(row.averages[name]) if name in row.averages else ("-", "") for name in metrics]
     costs = (facts.image_ms, facts.memory_mb, _scaled(facts.parameters, 1e-6), _scaled(facts.training_s, 1 / 60))
     cells += [("-" if cost is None else f"{cost:.1f}" if cost < 100 else f"{cost:.0f}", "") for cost in costs]
@@ -165,7 +163,10 @@ def _plots(table: Table, kind: str, colors: Mapping[str, str]) -> list[Plot]:
             )
         )
     if any(row.errors for row in rows):
-        costs = {e.cause: {row.name: (100 * row.errors[e.cause], math.nan, math.nan) for row in rows} for e in _errors(table)}
+        costs = {
+            e.cause: {row.name: (100 * row.errors.get(e.cause, math.nan), math.nan, math.nan) for row in rows}
+            for e in _errors(table)
+        }
         plots.append(dot_rows(f"{task}-errors", "What errors cost", costs, colors, x_label="AP gained by mending, points"))
     return plots + _training(table, kind, colors)
 

@@ -8,6 +8,7 @@ honest at two or three seeds. With one seed an interval speaks of these very wei
 Legend: B resamples · S seeds.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,11 +72,13 @@ class Comparisons:
 
     Args:
         entries: by name.
+        images: with objects: so few cannot make a difference surer than as many throws of a coin.
         seed: of the draws that stand for other training runs.
     """
 
-    def __init__(self, entries: Mapping[str, Sampled], *, seed: int = 0) -> None:
+    def __init__(self, entries: Mapping[str, Sampled], *, images: int, seed: int = 0) -> None:
         self.entries = entries
+        self.images = images
         there = [e.values for e in entries.values() if not np.isnan(e.values).any()]
         squares = [float(((values - values.mean()) ** 2).sum()) for values in there]
         freedom = sum(len(values) - 1 for values in there)
@@ -99,7 +102,8 @@ class Comparisons:
         ranked = sorted((name for name in means if not np.isnan(means[name])), key=lambda name: -means[name])
         pairs = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :]]
         draws = [self._draws[a] - self._draws[b] for a, b in pairs]
-        corrected = holm([p_value(means[a] - means[b], draw) for (a, b), draw in zip(pairs, draws, strict=True)])
+        least = 2.0 ** (1 - self.images)  # of a sign test
+        corrected = holm([max(least, p_value(means[a] - means[b], d)) for (a, b), d in zip(pairs, draws, strict=True)])
         found = [
             Difference(a, b, _interval(means[a] - means[b], draw), p, p < 1 - LEVEL)
             for (a, b), draw, p in zip(pairs, draws, corrected, strict=True)
@@ -122,10 +126,16 @@ def _centered(value: float, draws: Floats) -> Floats:
 
 
 def p_value(value: float, draws: Floats) -> float:
-    """How often a bootstrapped difference falls on the other side of zero, on either side, at least once in B + 1."""
+    """How often a bootstrapped difference falls on the other side of zero, two-sided.
+
+    Where no draw does, the tail of the normal distribution with their spread is taken: B draws alone could not tell any
+    difference from chance among many.
+    """
     draws = _centered(value, draws)
     less = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return min(1.0, 2 * (less + 1) / (len(draws) + 1))
+    counted = min(1.0, 2 * (less + 1) / (len(draws) + 1))
+    spread = float(draws.std())
+    return counted if less or not spread else min(counted, math.erfc(abs(value) / spread / math.sqrt(2)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

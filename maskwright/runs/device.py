@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -61,9 +62,14 @@ def machine_line() -> str:
     """What figures are taken on, in a line: processor, threads, versions and date."""
     amx = torch.cpu._is_amx_tile_supported()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    try:
+        ours = f"maskwright {version('maskwright')}, "
+    except PackageNotFoundError:  # run from its sources
+        ours = ""
+    versions = f"torch {torch.__version__.split('+')[0]}, torchvision {torchvision.__version__.split('+')[0]}"
     return (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, bf16 matrix units: {'yes' if amx else 'no'}{gpu}; torch "
-        f"{torch.__version__.split('+')[0]}, torchvision {torchvision.__version__.split('+')[0]}; {date.today().isoformat()}"
+        f"{ours}{platform.machine()}, {torch.get_num_threads()} threads, bf16 matrix units: {'yes' if amx else 'no'}{gpu}; "
+        f"{versions}; {date.today().isoformat()}"
     )
 
 

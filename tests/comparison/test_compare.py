@@ -1,7 +1,6 @@
 """The whole of a comparison at a tiny size: trained systems, a run, somebody's results; stopped and gone on with."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -46,7 +45,7 @@ def compared(tmp_path_factory, console_of_module):
     """A comparison that was stopped after its first run, then gone on with."""
     root = tmp_path_factory.mktemp("compared")
     make_coco(root / "data", split="train", seed=1)
-    make_coco(root / "data", split="val", seed=2, images=6)
+    make_coco(root / "data", split="val", seed=2, images=9)
     theirs = somebodys(root / "data", root / "theirs.json", noise=2.0)
     entries = ["mask-rcnn-small", "boxes: faster-rcnn-small optimizer.lr=0.001", f"theirs: {theirs}"]
     trained = []
@@ -68,6 +67,7 @@ def compared(tmp_path_factory, console_of_module):
         patch.setattr(running, "train", stopped)
         with pytest.raises(KeyboardInterrupt):
             mw.compare(entries, **options)
+        (root / "out" / "runs" / "mask-rcnn-small-0" / "trained.json").unlink()  # as if killed before this was written
         patch.setattr(running, "train", counted)
         answer = mw.compare(entries, **options)
         again = mw.compare([*entries, f"exact: {somebodys(root / 'data', root / 'exact.json', noise=0)}"], **options)
@@ -76,8 +76,8 @@ def compared(tmp_path_factory, console_of_module):
 
 def test_nothing_is_trained_twice(compared):
     _, trained, _, _ = compared
-    assert len(trained) == len(set(trained)) == 4
-    assert trained[0] == "mask-rcnn-small-0"
+    assert trained[:2] == ["mask-rcnn-small-0"] * 2  # the second time nothing is left to do but to look at it
+    assert len(trained) == len(set(trained)) + 1 == 5
 
 
 def test_entries_are_ranked_within_their_task(compared):
@@ -120,7 +120,7 @@ def test_costs_and_curves_are_there(compared):
     assert row.facts.training_s > 0
     assert len(row.facts.histories) == 2
     assert row.facts.histories[0][-1]["step"] == 2
-    assert sum(row.quality.values()) <= 6
+    assert len(row.quality) == 9
 
 
 def test_results_json_holds_the_same(compared):
@@ -142,12 +142,15 @@ def test_the_last_weights_are_scored(compared):
     assert read_tensors(folder / "last" / "training.safetensors")[1]["training"]["step"] == 2
 
 
-def test_another_recipe_in_the_same_folder_is_refused(compared, console_of_module):
+def test_another_recipe_in_the_same_folder_is_refused(compared):
     root, _, _, _ = compared
     folder = root / "out" / "runs" / "mask-rcnn-small-0"
     recipe = running.read_recipe(folder / "recipe.yaml")
     with pytest.raises(ValueError, match="was begun with another recipe \\(ema_decay differ\\)"):  # finished as it is
-        running.train_run(recipe.with_changes(["ema_decay=0.5"]), folder, device="cpu", console=console_of_module)
+        running.check_run(recipe.with_changes(["ema_decay=0.5"]), folder, {})
+    with pytest.raises(ValueError, match="was begun on other images"):
+        running.check_run(recipe, folder, {"train": [1], "val": [2]})
+    running.check_run(recipe, folder, json.loads((folder / "split.json").read_text()))
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path, coco_folder):
@@ -173,6 +176,7 @@ def test_report_of_a_run(tiny_run, tmp_path, console):
     assert "report written to" in console.file.getvalue()
     for part in ("instances-speed", "instances-sizes", "instances-classes", "instances-recall", "instances-training"):
         assert f'id="{part}"' in page
-    assert not math.isnan(found.metrics["segm"].ap)
+    assert found.metrics["segm"].ap >= 0
+    assert "maskwright report" in page
     with pytest.raises(ValueError, match="is not the folder of a run"):
         mw.report(tmp_path)

@@ -55,7 +55,7 @@ def test_intervals_cover_the_truth_in_95_of_100_trials(seeds, spread, capsys):
     weights = image_weights(IMAGES, resamples=RESAMPLES)
     covered, widths = 0, []
     for trial in range(TRIALS):
-        interval = Comparisons({"it": simulated(rng, SKILL, spread, seeds, weights)}, seed=trial).interval("it")
+        interval = Comparisons({"it": simulated(rng, SKILL, spread, seeds, weights)}, images=IMAGES, seed=trial).interval("it")
         covered += interval.low <= truth <= interval.high
         widths.append(interval.high - interval.low)
     with capsys.disabled():
@@ -75,7 +75,7 @@ def test_equal_systems_are_rarely_called_different(seeds, spread, capsys):
     for trial in range(TRIALS // 4):
         levels = rng.normal(0, 0.8, (IMAGES, 1))
         entries = {name: simulated(rng, SKILL, spread, seeds, weights, levels) for name in "abc"}
-        false += any(difference.is_real for difference in Comparisons(entries, seed=trial).differences())
+        false += any(difference.is_real for difference in Comparisons(entries, images=IMAGES, seed=trial).differences())
     with capsys.disabled():
         print(f"\nthree equal detectors, {seeds} seeds: a false difference in {100 * false / (TRIALS // 4):.1f} % of trials")
     assert false / (TRIALS // 4) <= 0.08
@@ -85,7 +85,7 @@ def test_clear_differences_are_called_real():
     rng = np.random.default_rng(2)
     weights = image_weights(IMAGES, resamples=RESAMPLES)
     entries = {name: simulated(rng, skill, 0.0, 1, weights) for name, skill in (("poor", -1.5), ("good", 2.0), ("fair", 0.0))}
-    found = Comparisons(entries).differences()
+    found = Comparisons(entries, images=IMAGES).differences()
     assert all(d.interval.value > 0 for d in found)
     assert found[0].is_real
     assert (found[0].first, found[0].second) == ("good", "poor")
@@ -95,20 +95,20 @@ def test_clear_differences_are_called_real():
 def test_spread_between_seeds_widens_intervals():
     """Two seeds 0.2 apart tell little: the t-distribution with one degree of freedom is wide."""
     flat = np.repeat([[0.4], [0.6]], 1000, axis=1)
-    alone = Comparisons({"a": Sampled(np.array([0.4, 0.6]), flat)})
+    alone = Comparisons({"a": Sampled(np.array([0.4, 0.6]), flat)}, images=9)
     assert alone.spread == pytest.approx(0.2 / np.sqrt(2))
     interval = alone.interval("a")
     assert interval.value == pytest.approx(0.5)
     assert interval.high - interval.low > 0.5  # 12.7 standard errors of 0.1 on either side
     others = {name: Sampled(np.array([0.4, 0.6]), flat) for name in "abcdef"}
-    assert Comparisons(others).interval("a").high < interval.high
-    one = Comparisons({"a": Sampled(np.array([0.4]), np.full((1, 1000), 0.4))}).interval("a")
+    assert Comparisons(others, images=9).interval("a").high < interval.high
+    one = Comparisons({"a": Sampled(np.array([0.4]), np.full((1, 1000), 0.4))}, images=9).interval("a")
     assert one.low == one.high == pytest.approx(0.4)
 
 
 def test_nothing_to_find_has_no_interval():
     absent = Sampled(np.array([np.nan]), np.full((1, 10), np.nan))
-    nothing = Comparisons({"a": absent, "b": Sampled(np.array([0.5]), np.full((1, 10), 0.5))})
+    nothing = Comparisons({"a": absent, "b": Sampled(np.array([0.5]), np.full((1, 10), 0.5))}, images=9)
     assert np.isnan(nothing.interval("a").low)
     assert nothing.differences() == []
     assert nothing.interval("b").value == 0.5
@@ -124,3 +124,18 @@ def test_p_value_by_hand():
     draws = np.arange(-10, 90) / 100 + 0.005
     assert p_value(float(draws.mean()), draws) == pytest.approx(2 * 11 / 101)
     assert p_value(0.0, np.zeros(99)) == 1.0
+    far = np.random.default_rng(0).normal(5, 1, 400)
+    assert p_value(5.0, far) == pytest.approx(5.7e-7, rel=0.5)  # five standard deviations, which 400 draws cannot count
+
+
+@pytest.mark.parametrize(("images", "is_real"), [(1, False), (3, False), (5, False), (6, True), (50, True)])
+def test_few_images_cannot_be_sure(images, is_real):
+    """All images agree, so that no resample doubts it: a sign test of five images still says p = 1/16."""
+    entries = {name: Sampled(np.array([ap]), np.full((1, 100), ap)) for name, ap in (("a", 0.6), ("b", 0.3))}
+    assert Comparisons(entries, images=images).differences()[0].is_real == is_real
+
+
+def test_many_entries_can_still_be_told_apart():
+    rng = np.random.default_rng(0)
+    entries = {str(k): Sampled(np.array([k / 10]), rng.normal(k / 10, 0.005, (1, 400))) for k in range(9)}
+    assert all(difference.is_real for difference in Comparisons(entries, images=1000).differences())
