@@ -10,7 +10,7 @@ Legend: B resamples · S seeds.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +94,8 @@ class Comparisons:
 
     def interval(self, name: str) -> Interval:
         """Where the mean over seeds would lie on other images and with other seeds."""
-        return _interval(float(self.entries[name].values.mean()), self._draws[name])
+        found = _interval(float(self.entries[name].values.mean()), self._draws[name])
+        return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))  # nan stays nan
 
     def differences(self) -> list[Difference]:
         """All pairs, the better one first, the larger differences first."""
