@@ -126,7 +126,9 @@ def test_predict_evaluate_and_score(tiny_run, tmp_path):
     compared = run("compare", *entries, "--data", data, "--max-detections", "1,10,20", "--out", tmp_path / "compared")
     assert compared.returncode == 0, compared.stderr
     assert "cannot be told apart: mask AP +0.0 points [+0.0, +0.0], p = 1.000" in compared.stdout
-    assert {p.name for p in (tmp_path / "compared").iterdir()} == {"costs.json", "detections", "report.html", "results.json"}
+    assert {p.name for p in (tmp_path / "compared").iterdir()} == {
+        "costs.json", "detections", "plan.json", "report.html", "results.json",
+    }  # fmt: skip
 
 
 def test_arguments_can_be_others_than_the_saved_ones(tiny_run, tmp_path):
