@@ -107,7 +107,6 @@ def compare(
     classes: Annotated[str | None, typer.Option(help="Names of the classes to use, separated by commas.")] = None,
     max_detections: Annotated[str | None, typer.Option(help="Limits on the detections of an image, like 1,10,300.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A recipe field of all that is trained.")] = None,
-    skip_invalid: SkipOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train systems, score them beside runs and anybody's results, and write one report with what can be told apart."""
@@ -121,7 +120,6 @@ def compare(
         images=None if images is None else str(images),
         val_fraction=val_fraction,
         classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
-        invalid="skip" if skip_invalid else "stop",
     )
     answer = compare(
         entries,

@@ -438,6 +438,4 @@ def _command(
             words += [name, str(value)]
     for change in changes:
         words += ["--set", change]
-    if options.invalid == "skip":
-        words.append("--skip-invalid")
     return shlex.join([*words, "--out", str(out)])

@@ -82,10 +82,12 @@ def parse_entries(texts: Sequence[str]) -> list[Entry]:
     """All entries of a comparison.
 
     Raises:
-        ValueError: an entry that is not one, or two of the same name.
+        ValueError: an entry that is not one, a name without letters, or two of the same name.
     """
     entries = [parse_entry(text) for text in texts]
     slugs = [entry.slug for entry in entries]
+    if "" in slugs:
+        raise ValueError(f"got the name {entries[slugs.index('')].name!r}, expected one with a letter or digit for its files")
     twice = [entry.name for entry in entries if slugs.count(entry.slug) > 1]
     if twice:
         raise ValueError(f'two entries are called {twice[0]!r}: give them names, like "mine: {texts[0]}"')

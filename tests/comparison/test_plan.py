@@ -48,6 +48,8 @@ def test_what_is_no_entry_is_named(tmp_path, monkeypatch, text, message):
 
 
 def test_names_are_told_apart():
+    with pytest.raises(ValueError, match=r"got the name '\?!', expected one with a letter"):
+        parse_entries(["?!: mask-rcnn-small"])
     with pytest.raises(ValueError, match="two entries are called 'mask-rcnn-small'"):
         parse_entries(["mask-rcnn-small", "mask-rcnn-small"])
     assert len(parse_entries(["mask-rcnn-small", "again: mask-rcnn-small"])) == 2

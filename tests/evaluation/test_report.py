@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -93,6 +94,7 @@ def test_every_part_is_there(page):
     text = " ".join(elements.text)
     for word in ("AP50", "boundary AP", "is better than", "missed", "background", "bootstrap", "torch"):
         assert word in text
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page.read_text())  # nothing comes from the network
 
 
 def test_hostile_names_are_text(page):
