@@ -115,10 +115,11 @@ class CocoDataset:
         """Where the image lies."""
         return self.image_folder / self.file_name(index)
 
-    def instances(self, index: int) -> Instances:
-        """The objects of an image; masks where every object of the data set has one."""
+    def instances(self, index: int, rows: slice = slice(None)) -> Instances:
+        """The objects of an image, or some of them; masks where every object of the data set has one."""
         size, columns = self.image_size(index), self._columns
-        rows = slice(columns.image_starts[index], columns.image_starts[index + 1])
+        there = range(columns.image_starts[index], columns.image_starts[index + 1])[rows]
+        rows = slice(there.start, there.stop)
         keypoints = columns.keypoints[rows]
         return Instances(
             image_size=size,
@@ -145,8 +146,8 @@ class CocoDataset:
         if upright != size:
             raise ValueError(_size_message(path, self.path, upright, size))
 
-    def read(self, index: int, intensity: Intensity | None = None) -> Sample:
-        """The image and its objects.
+    def read(self, index: int, intensity: Intensity | None = None, *, rows: slice = slice(None)) -> Sample:
+        """The image and its objects, or some of them.
 
         Raises:
             ValueError: the image cannot be read, or is not the size its annotations were made for.
@@ -156,7 +157,7 @@ class CocoDataset:
         size = self.image_size(index)
         if pixels.shape[:2] != size:
             raise ValueError(_size_message(path, self.path, (pixels.shape[0], pixels.shape[1]), size))
-        return Sample(torch.from_numpy(pixels), self.instances(index), int(self.image_ids[index]), str(path))
+        return Sample(torch.from_numpy(pixels), self.instances(index, rows), int(self.image_ids[index]), str(path))
 
     def subset(self, indices: Sequence[int]) -> CocoDataset:
         """The same data set with some of its images."""

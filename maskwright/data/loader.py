@@ -3,14 +3,14 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maskwright.data.coco import CocoDataset, Sample
 from maskwright.data.transforms import Transform, drop_unseen
-from maskwright.structures import ImageBatch, InputSpec, Instances
+from maskwright.structures import ImageBatch, InputSpec, Instances, PatchKind
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,22 +47,27 @@ def prepare(sample: Sample, spec: InputSpec) -> tuple[torch.Tensor, Instances]:
 
 
 class Row(NamedTuple):
-    """A prepared image: its sample, pixels (3, h, w), objects in the input frame, key for random draws, and weight."""
+    """A prepared image: its sample, pixels (3, h, w), objects in the input frame, key for random draws, and weight.
+
+    Patches have a kind.
+    """
 
     sample: Sample
     pixels: torch.Tensor
     instances: Instances
     key: int
     weight: float
+    kind: PatchKind | None = None
 
 
 class TrainingImages(Dataset[Row | str]):
     """Augmented samples of a data set; an image that cannot be read gives its message."""
 
-    def __init__(self, dataset: CocoDataset, *, spec: InputSpec, transform: Transform, seed: int) -> None:
+    def __init__(self, dataset: CocoDataset, *, spec: InputSpec, transform: Transform, batch_size: int, seed: int) -> None:
         self.dataset = dataset
         self.spec = spec
         self.transform = transform
+        self.batch_size = batch_size
         self.seed = seed
 
     def __len__(self) -> int:
@@ -80,44 +85,48 @@ class TrainingImages(Dataset[Row | str]):
 
     def collate(self, answers: Sequence[Row | str]) -> Batch | str:
         """Pad the rows of a batch; or the message of one that could not be read."""
-        for answer in answers:
-            if isinstance(answer, str):
-                return answer
-        rows = [answer for answer in answers if not isinstance(answer, str)]
-        images = ImageBatch.collate(
-            [row.pixels for row in rows],
-            original_sizes=[row.sample.instances.image_size for row in rows],
-            size_divisor=self.spec.size_divisor,
-            keys=[row.key for row in rows],
-        )
-        return Batch(
-            images,
-            [row.instances for row in rows],
-            [row.sample.id for row in rows],
-            [row.sample.name for row in rows],
-            rows[0].weight,
-        )
+        return padded_together(answers, self.spec)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Indices of the batches of an epoch: shuffled, landscape with landscape and portrait with portrait.
+
+        Every image comes exactly once; the last, incomplete batches of both kinds are joined.
+        """
+        generator = torch.Generator().manual_seed(key_of(self.seed, epoch, -1))
+        waiting: dict[bool, list[int]] = {True: [], False: []}
+        batches: list[list[int]] = []
+        for index in torch.randperm(len(self.dataset), generator=generator).tolist():
+            height, width = self.dataset.image_size(index)
+            group = waiting[width > height]
+            group.append(index)
+            if len(group) == self.batch_size:
+                batches.append(group.copy())
+                group.clear()
+        rest = waiting[True] + waiting[False]
+        batches += [rest[i : i + self.batch_size] for i in range(0, len(rest), self.batch_size)]
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        return [batches[i] for i in order]
 
 
-def epoch_batches(dataset: CocoDataset, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of the batches of an epoch: shuffled, landscape with landscape and portrait with portrait.
-
-    Every image comes exactly once; the last, incomplete batches of both kinds are joined.
-    """
-    generator = torch.Generator().manual_seed(key_of(seed, epoch, -1))
-    waiting: dict[bool, list[int]] = {True: [], False: []}
-    batches: list[list[int]] = []
-    for index in torch.randperm(len(dataset), generator=generator).tolist():
-        height, width = dataset.image_size(index)
-        group = waiting[width > height]
-        group.append(index)
-        if len(group) == batch_size:
-            batches.append(group.copy())
-            group.clear()
-    rest = waiting[True] + waiting[False]
-    batches += [rest[i : i + batch_size] for i in range(0, len(rest), batch_size)]
-    order = torch.randperm(len(batches), generator=generator).tolist()
-    return [batches[i] for i in order]
+def padded_together(answers: Sequence[Row | str], spec: InputSpec) -> Batch | str:
+    """The rows of a batch as one; or the message of one that could not be read."""
+    for answer in answers:
+        if isinstance(answer, str):
+            return answer
+    rows = [answer for answer in answers if not isinstance(answer, str)]
+    images = ImageBatch.collate(
+        [row.pixels for row in rows],
+        original_sizes=[row.sample.instances.image_size for row in rows],
+        size_divisor=spec.size_divisor,
+        keys=[row.key for row in rows],
+    )
+    return Batch(
+        images,
+        [row.instances for row in rows],
+        [row.sample.id for row in rows],
+        [row.sample.name for row in rows],
+        rows[0].weight,
+    )
 
 
 @dataclass(frozen=True)
@@ -137,41 +146,45 @@ class Share:
             yield [Address(epoch, index) for index in indices] or [Address(epoch, batch[0], weight=0.0)]
 
 
+class TrainingSource(Protocol):
+    """What training draws its batches from: whole images, or patches of them."""
+
+    dataset: CocoDataset
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, address: Address) -> Row | str: ...
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Indices of each batch of an epoch; every epoch has as many."""
+
+    def collate(self, answers: Sequence[Row | str]) -> Batch | str:
+        """One batch of rows, or the message of one that could not be read."""
+
+
 class _Addresses(Sampler[list[Address]]):
     """One process' share of the batches from a given one on, without end; which images form a batch depends on no process."""
 
-    def __init__(self, dataset: CocoDataset, *, batch_size: int, share: Share, seed: int, start: int) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
+    def __init__(self, source: TrainingSource, *, share: Share, start: int) -> None:
+        self.source = source
         self.share = share
-        self.seed = seed
         self.start = start
 
     def __iter__(self) -> Iterator[list[Address]]:
-        per_epoch = batches_per_epoch(self.dataset, self.batch_size)
-        epoch, skip = divmod(self.start, per_epoch)
+        epoch, skip = divmod(self.start, len(self.source.batches(0)))
         while True:
-            for batch in epoch_batches(self.dataset, batch_size=self.batch_size, seed=self.seed, epoch=epoch)[skip:]:
+            for batch in self.source.batches(epoch)[skip:]:
                 yield from self.share.of(epoch, batch)
             epoch, skip = epoch + 1, 0
 
 
-def batches_per_epoch(dataset: CocoDataset, batch_size: int) -> int:
-    """Batches it takes to see every image once."""
-    return len(epoch_batches(dataset, batch_size=batch_size, seed=0, epoch=0))
-
-
-def training_batches(
-    images: TrainingImages, *, batch_size: int, workers: int, share: Share = Share(), start: int = 0
-) -> Iterator[Batch]:
+def training_batches(source: TrainingSource, *, workers: int, share: Share = Share(), start: int = 0) -> Iterator[Batch]:
     """One process' micro-batches without end, beginning with those of the run's `start`-th batch."""
-    if len(images) == 0:
-        raise ValueError(f"{images.dataset.path}: there are no images to train on")
-    loader = DataLoader(
-        images,
-        batch_sampler=_Addresses(images.dataset, batch_size=batch_size, share=share, seed=images.seed, start=start),
+    if len(source) == 0:
+        raise ValueError(f"{source.dataset.path}: there are no images to train on")
+    loader: DataLoader[Row | str] = DataLoader(
+        source,  # type: ignore[arg-type]
+        batch_sampler=_Addresses(source, share=share, start=start),
         num_workers=workers,
-        collate_fn=images.collate,
+        collate_fn=source.collate,
     )
     return map(_or_raise, iter(loader))
 
@@ -184,7 +197,7 @@ def _or_raise(batch: Batch | str) -> Batch:
 
 def evaluation_batches(dataset: CocoDataset, *, spec: InputSpec, batch_size: int, seed: int = 0) -> Iterator[Batch]:
     """Every image once, in order, as it is; images of the same input size share a batch."""
-    still = TrainingImages(dataset, spec=spec, transform=lambda sample, _: sample, seed=seed)
+    still = TrainingImages(dataset, spec=spec, transform=lambda sample, _: sample, batch_size=batch_size, seed=seed)
     group: list[int] = []
     for index in range(len(dataset)):
         size = spec.resize.size(dataset.image_size(index))

@@ -18,6 +18,9 @@ COCO_LIMITS = (1, 10, 100)
 """COCO's limits on the detections of an image; the last one counts for AP."""
 
 
+PROPOSAL_LIMITS = (10, 100, 1000)
+"""Limits on the proposals of an image (DeepMask, sec. 5.2)."""
+
 KIND_NAMES: Mapping[Kind, str] = {"bbox": "boxes", "segm": "masks", "boundary": "edges"}
 """As people call them."""
 
@@ -25,6 +28,11 @@ KIND_NAMES: Mapping[Kind, str] = {"bbox": "boxes", "segm": "masks", "boundary": 
 def default_limits(max_detections: int) -> tuple[int, ...]:
     """The limits a model is scored with when none are given: COCO's, with its own number of detections as the last."""
     return tuple(sorted({*COCO_LIMITS[:-1], max_detections}))
+
+
+def proposal_limits(max_detections: int) -> tuple[int, ...]:
+    """The limits proposals are scored with when none are given: the field's, with a system's own number as the last."""
+    return tuple(sorted({limit for limit in PROPOSAL_LIMITS if limit < max_detections} | {max_detections}))
 
 
 def percent(value: float) -> str:

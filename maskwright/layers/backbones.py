@@ -9,11 +9,15 @@ from functools import partial
 from typing import Any, Literal
 
 import timm
+import torch
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
-from maskwright.layers.norms import GroupNorm, freeze_norms
+from maskwright.layers.norms import GroupNorm, LayerNorm2d, freeze_norms
+from maskwright.layers.padding import pad_symmetrically
 from maskwright.structures import InputSpec, ResizeRule
+
+Norm = Literal["frozen", "group", "layer", "none"]
 
 
 class Backbone(nn.Module):
@@ -22,10 +26,13 @@ class Backbone(nn.Module):
     Args:
         name: timm's name of the network, for example "resnet50".
         strides: the feature maps wanted, input px per cell.
-        norm: "frozen" batch norm, whose statistics must come with pretrained weights, or "group", which trains from scratch.
+        norm: "frozen" batch norm, whose statistics must come with pretrained weights; "group", which trains from scratch;
+            "layer", which does so without looking beyond a place; or "none", for networks that have none.
         norm_eps: added to the variance of a frozen norm.
         stride_in_1x1: whether stages halve the resolution in their first 1×1 convolution, as the original ResNets do
             (weights of Caffe, Detectron, detectron2), and not in the 3×3 one (weights of timm and torchvision).
+        padding: of convolutions, see `layers.padding`.
+        dilated: whether the coarsest map comes from one stage later, which keeps the resolution by dilation.
     """
 
     def __init__(
@@ -33,20 +40,31 @@ class Backbone(nn.Module):
         name: str,
         *,
         strides: Sequence[int],
-        norm: Literal["frozen", "group"],
+        norm: Norm,
         norm_eps: float = 1e-5,
         stride_in_1x1: bool = False,
+        padding: Literal["zero", "symmetric"] = "zero",
+        dilated: bool = False,
     ) -> None:
         super().__init__()
-        options: dict[str, Any] = {"norm_layer": GroupNorm if norm == "group" else partial(nn.BatchNorm2d, eps=norm_eps)}
-        levels = {2: 0, 4: 1, 8: 2, 16: 3, 32: 4}  # timm numbers the maps of its residual networks by stride
-        network: Any = timm.create_model(name, features_only=True, out_indices=tuple(levels[s] for s in strides), **options)
+        layers: dict[Norm, Any] = {"group": GroupNorm, "layer": LayerNorm2d, "frozen": partial(nn.BatchNorm2d, eps=norm_eps)}
+        options: dict[str, Any] = {"norm_layer": layers[norm]} if norm in layers else {}
+        with torch.device("meta"):
+            whole: Any = timm.create_model(name, features_only=True)
+        known: list[int] = whole.feature_info.reduction()
+        stages = [known.index(s) for s in strides]
+        if dilated:
+            stages[-1] += 1
+            options["output_stride"] = strides[-1]
+        network: Any = timm.create_model(name, features_only=True, out_indices=tuple(stages), **options)
         self.name = name
         self.strides = tuple(strides)
         self.channels = dict(zip(network.feature_info.reduction(), network.feature_info.channels(), strict=True))
         self.network: nn.Module = network
         if stride_in_1x1:
             _move_strides(network)
+        if padding == "symmetric":
+            pad_symmetrically(network)
         if norm == "frozen":
             freeze_norms(network)
 

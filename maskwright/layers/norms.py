@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskwright.layers.padding import SymmetricConv2d, symmetric_pad
+
 
 class GroupNorm(nn.GroupNorm):
     """Group normalization in the precision of its input, by default 16 channels to a group (Wu and He, table 3).
@@ -23,6 +25,20 @@ class GroupNorm(nn.GroupNorm):
         dtype = self.weight.dtype if x.device.type == "cpu" else x.dtype  # only the CPU kernel takes both at once
         with torch.autocast(x.device.type, enabled=False):
             return F.group_norm(x, self.num_groups, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Normalization over the channels of each place alone, so that windows answer the same cut out as within an image."""
+
+    def __init__(self, num_channels: int, **_: object) -> None:  # timm's norms get arguments of its own
+        super().__init__(num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), normalized."""
+        dtype = self.weight.dtype if x.device.type == "cpu" else x.dtype  # only the CPU kernel takes both at once
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+            return F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, weight, bias, self.eps).permute(0, 3, 1, 2)
 
 
 class FrozenNorm(nn.Module):
@@ -57,6 +73,7 @@ class NormedConv2d(nn.Module):
         super().__init__()
         self.weight = conv.weight
         self.geometry: dict[str, Any] = {key: getattr(conv, key) for key in ("stride", "padding", "dilation", "groups")}
+        self.margin = conv.margin if isinstance(conv, SymmetricConv2d) else 0
         self._norm = (norm,)  # in a tuple: it stays a child of the network, under the name that weight files know
 
     def extra_repr(self) -> str:
@@ -70,7 +87,7 @@ class NormedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W), normalized."""
-        return F.conv2d(x, *self.factors(), **self.geometry)
+        return F.conv2d(symmetric_pad(x, self.margin), *self.factors(), **self.geometry)
 
     def folded(self) -> nn.Conv2d:
         """The same as one convolution, its norm fixed for good."""
@@ -79,7 +96,7 @@ class NormedConv2d(nn.Module):
         conv = nn.Conv2d(*channels, (weight.shape[2], weight.shape[3]), **self.geometry)
         conv.weight = nn.Parameter(weight, requires_grad=False)
         conv.bias = nn.Parameter(bias, requires_grad=False)
-        return conv
+        return SymmetricConv2d(conv, self.margin) if self.margin else conv
 
 
 def freeze_norms(network: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from maskwright.recipes import embedmask, fcos, mask_rcnn
+from maskwright.recipes import deepmask, embedmask, fcos, mask_rcnn
 from maskwright.recipes.recipe import DataOptions, Recipe, Stage, parse_recipe, read_recipe
 from maskwright.recipes.small import small_recipe
 from maskwright.systems import find_builder
@@ -10,6 +10,9 @@ from maskwright.systems import find_builder
 __all__ = ["RECIPES", "DataOptions", "Recipe", "Stage", "find_recipe", "parse_recipe", "read_recipe"]
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
+    "deepmask-r50": deepmask.deepmask_r50,
+    "deepmask-small": deepmask.deepmask_small,
+    "deepmask-vgg": deepmask.deepmask_vgg,
     "embedmask-r50": embedmask.embedmask_r50,
     "embedmask-r50-arxiv": embedmask.embedmask_r50_arxiv,
     "embedmask-r50-fused": embedmask.embedmask_r50_fused,
@@ -32,6 +35,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "mask-rcnn-r101-fpn": mask_rcnn.mask_rcnn_r101_fpn,
     "mask-rcnn-small": mask_rcnn.mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn.mask_rcnn_x101_fpn,
+    "sharpmask-r50": deepmask.sharpmask_r50,
+    "sharpmask-small": deepmask.sharpmask_small,
 }
 
 

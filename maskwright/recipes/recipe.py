@@ -3,12 +3,12 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from maskwright.structures import Intensity
+from maskwright.structures import Intensity, PatchKind
 
 
 class _Options(BaseModel):
@@ -35,7 +35,14 @@ class ScheduleOptions(_Options):
     warmup_steps: int = Field(ge=0, description="at most a tenth of the stage")
     warmup_factor: float = Field(default=0.001, ge=0, le=1)
     warmup_kind: Literal["linear", "constant"] = Field(default="linear", description="rising from the factor, or staying there")
-    drops: tuple[float, ...] = Field(default=(), description="shares of the stage at which the rate is divided by ten")
+    drops: tuple[float, ...] = Field(default=(), description="shares of the stage at which the rate falls")
+    factors: tuple[float, ...] = Field(default=(), description="of the rate, from each drop on; by default a tenth each time")
+
+    @model_validator(mode="after")
+    def _one_factor_for_each_drop(self) -> "ScheduleOptions":
+        if self.factors and len(self.factors) != len(self.drops):
+            raise ValueError(f"got {len(self.factors)} factors for {len(self.drops)} drops: give one for each, or none")
+        return self
 
 
 class AugmentOptions(_Options):
@@ -58,6 +65,17 @@ class AugmentOptions(_Options):
         return self
 
 
+class PatchOptions(_Options):
+    """Windows around objects, which systems of proposals learn from in place of whole images."""
+
+    kinds: dict[PatchKind, Annotated[float, Field(gt=0)]] = Field(min_length=1, description="shares of batches")
+    batches_per_epoch: int = Field(gt=0)
+    rule: Literal["paper", "official"] = Field(default="paper", description="which windows teach scores")
+    min_area_px: float = Field(default=100, ge=0, description="of the mask of objects that teach, original images")
+    min_side_px: float = Field(default=5, ge=0, description="of their boxes")
+    validation_batches: int = Field(default=8, gt=0, description="the same ones, whenever the validation loss is computed")
+
+
 class Stage(_Options):
     """A stretch of training with one set of trainable parts."""
 
@@ -67,12 +85,16 @@ class Stage(_Options):
     optimizer: OptimizerOptions
     schedule: ScheduleOptions
     augment: AugmentOptions = AugmentOptions()
+    patches: PatchOptions | None = Field(default=None, description="learn from patches instead of whole images")
+    is_scored: bool = Field(default=True, description="predict and score validation images; False where the model is not whole")
     frozen: tuple[str, ...] = Field(default=(), description="parts that do not learn: beginnings of parameter names")
 
     @model_validator(mode="after")
     def _even(self) -> "Stage":
         if self.batch_size % self.micro_batches:
             raise ValueError(f"a batch of {self.batch_size} cannot be computed in {self.micro_batches} equal parts")
+        if self.patches is not None and (self.augment.short_sides or self.augment.crop_px is not None):
+            raise ValueError("patches have a scale of their own: leave augment.short_sides and augment.crop_px away")
         return self
 
 
@@ -94,6 +116,7 @@ class Recipe(_Options):
     stages: tuple[Stage, ...] = Field(min_length=1)
     data: DataOptions | None = Field(default=None, description="filled in when the run starts")
     backbone_weights: str | None = Field(default=None, description="a file, or 'timm' to download timm's ImageNet weights")
+    octaves_from_data: bool = Field(default=False, description="choose arguments.octaves by the sizes of training objects")
     intensity: Intensity = Intensity()
     ema_decay: float = Field(ge=0, lt=1, description="averaging of the weights; 0 switches it off")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -3,8 +3,9 @@
 from maskwright.structures.images import ImageBatch, InputSpec, Intensity, ResizeRule
 from maskwright.structures.instances import Instances
 from maskwright.structures.keypoints import COCO_PERSON, KeypointSchema
-from maskwright.structures.mask_probs import MaskProbs
+from maskwright.structures.mask_probs import MaskLogits, MaskProbs
 from maskwright.structures.masks import Masks
+from maskwright.structures.patches import PatchBatch, PatchGeometry, PatchKind
 
 __all__ = [
     "COCO_PERSON",
@@ -13,7 +14,11 @@ __all__ = [
     "Instances",
     "Intensity",
     "KeypointSchema",
+    "MaskLogits",
     "MaskProbs",
     "Masks",
+    "PatchBatch",
+    "PatchGeometry",
+    "PatchKind",
     "ResizeRule",
 ]

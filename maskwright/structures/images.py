@@ -112,6 +112,10 @@ class InputSpec:
             pixels = pixels.flip(0)
         return (pixels - pixels.new_tensor(self.mean)[:, None, None]) / pixels.new_tensor(self.std)[:, None, None]
 
+    def middle_gray(self) -> Tensor:
+        """A pixel half way between black and white, as the network sees it, float32 (3,)."""
+        return (torch.full((3,), self.value_range / 2) - torch.tensor(self.mean)) / torch.tensor(self.std)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON would hold it."""
         return asdict(self)

@@ -24,18 +24,13 @@ Corners = npt.NDArray[np.float64]
 _CHUNK_PX = 4 * 2**20  # pixels interpolated at a time: float32 a large mask never exists whole in float32
 
 
-class MaskProbs:
-    """Mask probabilities with their windows.
+class _Grids:
+    """Numbers on grids that are laid over windows of an image."""
 
-    Args:
-        probs: (N, M, M), or a list of N tensors (m, n) where sizes differ; what lies outside a grid counts as 0.
-        boxes: the windows the grids are stretched over, xyxy px, (N, 4); may stick out of the image.
-    """
-
-    def __init__(self, probs: Tensor | Sequence[Tensor], boxes: Tensor) -> None:
-        if len(probs) != len(boxes) or boxes.shape != (len(boxes), 4):
-            raise ValueError(f"got {len(probs)} grids and boxes {tuple(boxes.shape)}, expected one box (4,) for each grid")
-        self.probs = probs
+    def __init__(self, grids: Tensor | Sequence[Tensor], boxes: Tensor) -> None:
+        if len(grids) != len(boxes) or boxes.shape != (len(boxes), 4):
+            raise ValueError(f"got {len(grids)} grids and boxes {tuple(boxes.shape)}, expected one box (4,) for each grid")
+        self.grids = grids
         self.boxes = boxes
 
     def __len__(self) -> int:
@@ -44,12 +39,12 @@ class MaskProbs:
     def paste(self, image_size: tuple[int, int], threshold: float = 0.5) -> Masks:
         """Draw each grid into its window at the resolution of the image (Mask R-CNN, sec. 3.1, inference).
 
-        A pixel is on when the probability, interpolated bilinearly at its centre and falling to zero outside the grid,
-        reaches the threshold. Only the part of a window inside the image is computed and stored.
+        A pixel is on when the number interpolated bilinearly at its centre reaches the threshold. Only the part of a window
+        inside the image is computed and stored.
 
         Args:
             image_size: (height, width), px.
-            threshold: over 0.
+            threshold: of probabilities over 0; of logits any number.
 
         Returns:
             N masks; an object wholly outside the image keeps its row with area 0.
@@ -58,9 +53,59 @@ class MaskProbs:
 
         def drawn(grid: Grid, box: Corners) -> tuple[Bitmap, Window]:
             window = _pixels_inside(box, image_size)
-            return _sample(grid, box, window, threshold), window
+            return self._sample(grid, box, window, threshold), window
 
-        return Masks.from_crops((drawn(grid, box) for grid, box in zip(self._grids(), boxes, strict=True)), image_size)
+        return Masks.from_crops((drawn(grid, box) for grid, box in zip(self._arrays(), boxes, strict=True)), image_size)
+
+    def _sample(self, grid: Grid, box: Corners, window: Window, threshold: float) -> Bitmap:
+        """Where the grid reaches the threshold in the window, in stretches of rows that fit the memory budget."""
+        x0, y0, x1, y1 = window
+        rows = max(1, _CHUNK_PX // max(1, x1 - x0))
+        pieces = [
+            self._interpolate(grid, box, (x0, top, x1, min(top + rows, y1))) >= threshold
+            for top in range(y0, max(y1, y0 + 1), rows)
+        ]
+        return np.concatenate(pieces)
+
+    def _interpolate(self, grid: Grid, box: Corners, window: Window) -> Grid:
+        """The grid stretched over the box, bilinear, at the pixel centres of the window."""
+        x0, y0, x1, y1 = window
+        down = self._weights(np.arange(y0, y1), box[1], box[3], grid.shape[0])
+        across = self._weights(np.arange(x0, x1), box[0], box[2], grid.shape[1])
+        stretched: Grid = (down @ grid @ across.T).astype(np.float32, copy=False)
+        return stretched
+
+    def _weights(self, pixels: npt.NDArray[np.int64], low: float, high: float, cells: int) -> Grid:
+        """What each cell of an axis counts at pixels, (pixels, cells): nothing lies outside the grid."""
+        return _hats(pixels, low, high, cells)
+
+    def _arrays(self) -> list[Grid]:
+        if isinstance(self.grids, Tensor):
+            return list(self.grids.detach().to("cpu", torch.float32).numpy())
+        return [grid.detach().to("cpu", torch.float32).numpy() for grid in self.grids]
+
+
+class MaskLogits(_Grids):
+    """Mask logits with their windows; a grid goes on outside as it is at its edge.
+
+    Args:
+        grids: (N, M, M), or a list of N tensors (m, n) where sizes differ.
+        boxes: the windows the grids are stretched over, xyxy px, (N, 4); may stick out of the image.
+    """
+
+    def _weights(self, pixels: npt.NDArray[np.int64], low: float, high: float, cells: int) -> Grid:
+        hats = _hats(pixels, low, high, cells)
+        shares: Grid = hats / hats.sum(axis=1, keepdims=True)
+        return shares
+
+
+class MaskProbs(_Grids):
+    """Mask probabilities with their windows.
+
+    Args:
+        grids: (N, M, M), or a list of N tensors (m, n) where sizes differ; they fall to 0 outside, from a half cell inside on.
+        boxes: the windows the grids are stretched over, xyxy px, (N, 4); may stick out of the image.
+    """
 
     def vote(self, groups: Sequence[Tensor], weights: Tensor, image_size: tuple[int, int]) -> MaskProbs:
         """Average the probabilities of each group before thresholding (MNC, sec. 4.3, mask voting).
@@ -77,7 +122,7 @@ class MaskProbs:
             ValueError: a group whose weights add up to nothing.
         """
         probs, boxes = [], []
-        grids = self._grids()
+        grids = self._arrays()
         corners = self.boxes.detach().cpu().to(torch.float64)
         for voters in groups:
             group = voters.cpu()
@@ -90,15 +135,10 @@ class MaskProbs:
             share = (votes / votes.sum()).tolist()
             total: Grid = np.zeros((window[3] - window[1], window[2] - window[0]), dtype=np.float32)
             for row, part in zip(group.tolist(), share, strict=True):
-                total += np.float32(part) * _interpolate(grids[row], corners[row].numpy(), window)
+                total += np.float32(part) * self._interpolate(grids[row], corners[row].numpy(), window)
             probs.append(torch.from_numpy(total))
             boxes.append(union)
         return MaskProbs(probs, torch.stack(boxes).to(self.boxes) if boxes else self.boxes[:0])
-
-    def _grids(self) -> list[Grid]:
-        if isinstance(self.probs, Tensor):
-            return list(self.probs.detach().to("cpu", torch.float32).numpy())
-        return [grid.detach().to("cpu", torch.float32).numpy() for grid in self.probs]
 
 
 def _pixels_inside(box: Corners, image_size: tuple[int, int]) -> Window:
@@ -107,34 +147,6 @@ def _pixels_inside(box: Corners, image_size: tuple[int, int]) -> Window:
     x0, y0 = (min(max(int(v), 0), size) for v, size in zip(np.ceil(box[:2] - 0.5), (width, height), strict=True))
     x1, y1 = (min(max(int(v), 0), size) for v, size in zip(np.floor(box[2:] - 0.5) + 1, (width, height), strict=True))
     return x0, y0, max(x0, x1), max(y0, y1)
-
-
-def _sample(
-    grid: Grid,
-    box: Corners,
-    window: Window,
-    threshold: float,
-) -> Bitmap:
-    """Where the grid reaches the threshold in the window, in stretches of rows that fit the memory budget."""
-    x0, y0, x1, y1 = window
-    rows = max(1, _CHUNK_PX // max(1, x1 - x0))
-    pieces = [
-        _interpolate(grid, box, (x0, top, x1, min(top + rows, y1))) >= threshold for top in range(y0, max(y1, y0 + 1), rows)
-    ]
-    return np.concatenate(pieces)
-
-
-def _interpolate(
-    grid: Grid,
-    box: Corners,
-    window: Window,
-) -> Grid:
-    """The grid stretched over the box, bilinear, at the pixel centres of the window, zero outside the grid."""
-    x0, y0, x1, y1 = window
-    down = _hats(np.arange(y0, y1), box[1], box[3], grid.shape[0])
-    across = _hats(np.arange(x0, x1), box[0], box[2], grid.shape[1])
-    stretched: Grid = (down @ grid @ across.T).astype(np.float32, copy=False)
-    return stretched
 
 
 def _hats(pixels: npt.NDArray[np.int64], low: float, high: float, cells: int) -> Grid:

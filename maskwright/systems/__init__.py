@@ -4,6 +4,7 @@ import difflib
 import importlib
 from collections.abc import Callable
 
+from maskwright.systems.deepmask import deepmask_r50, deepmask_small, deepmask_vgg
 from maskwright.systems.embedmask import embedmask_r50, embedmask_r101, embedmask_small
 from maskwright.systems.embedmask_early import (
     embedmask_arxiv_small,
@@ -22,6 +23,7 @@ from maskwright.systems.mask_rcnn import (
     mask_rcnn_small,
     mask_rcnn_x101_fpn,
 )
+from maskwright.systems.sharpmask import sharpmask_r50, sharpmask_small
 from maskwright.systems.system import Loss, System, Task
 from maskwright.systems.torchvision_fcos import fcos_r50_torchvision
 from maskwright.systems.torchvision_rcnn import faster_rcnn_r50_fpn_torchvision, mask_rcnn_r50_fpn_torchvision
@@ -31,6 +33,9 @@ __all__ = ["SYSTEMS", "Builder", "Loss", "System", "Task", "find_builder"]
 Builder = Callable[..., System]
 
 SYSTEMS: dict[str, Builder] = {
+    "deepmask-r50": deepmask_r50,
+    "deepmask-small": deepmask_small,
+    "deepmask-vgg": deepmask_vgg,
     "embedmask-r50": embedmask_r50,
     "embedmask-r50-arxiv": embedmask_r50_arxiv,
     "embedmask-r50-fused": embedmask_r50_fused,
@@ -53,6 +58,8 @@ SYSTEMS: dict[str, Builder] = {
     "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,
     "mask-rcnn-small": mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn_x101_fpn,
+    "sharpmask-r50": sharpmask_r50,
+    "sharpmask-small": sharpmask_small,
 }
 
 

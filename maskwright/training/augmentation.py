@@ -1,8 +1,16 @@
 """From a recipe's options to transforms."""
 
+from collections.abc import Sequence
+
+from maskwright.data.patches import PatchAugmentation
 from maskwright.data.transforms import ColorJitter, Compose, Flip, ScaleJitterCrop, ShortSide, Transform, Transpose
 from maskwright.recipes.recipe import AugmentOptions
 from maskwright.structures import InputSpec, KeypointSchema
+
+
+def patch_augmentation(options: AugmentOptions) -> PatchAugmentation:
+    """The steps that are switched on, for patches, which have scales of their own."""
+    return PatchAugmentation(color=Compose(_colors(options)), geometry=Compose(_mirrors(options, None)))
 
 
 def augmentation(options: AugmentOptions, spec: InputSpec, schema: KeypointSchema | None) -> Compose:
@@ -18,13 +26,20 @@ def augmentation(options: AugmentOptions, spec: InputSpec, schema: KeypointSchem
         steps.append(ScaleJitterCrop(spec.resize, options.crop_px, *options.jitter))
     if options.short_sides:
         steps.append(ShortSide(options.short_sides, spec.resize.long_px))
+    return Compose([*steps, *_mirrors(options, schema), *_colors(options)])
+
+
+def _mirrors(options: AugmentOptions, schema: KeypointSchema | None) -> Sequence[Transform]:
+    steps: list[Transform] = []
     if options.horizontal_flip:
         steps.append(Flip(options.horizontal_flip, schema=schema))
     if options.vertical_flip:
         steps.append(Flip(options.vertical_flip, horizontal=False))
     if options.transpose:
         steps.append(Transpose(options.transpose))
-    if options.color:
-        strength = options.color
-        steps.append(ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=0.0))
-    return Compose(steps)
+    return steps
+
+
+def _colors(options: AugmentOptions) -> Sequence[Transform]:
+    strength = options.color
+    return [ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=0.0)] if strength else []

@@ -72,10 +72,16 @@ class LossNetwork(nn.Module):
         return cast(System, self.system).loss(images, targets)
 
 
-def parallel(system: System, processes: Processes) -> nn.Module:
-    """The network to train: with several processes, gradients are averaged over them in the backward pass."""
+def parallel(system: System, processes: Processes, *, uses_all: bool) -> nn.Module:
+    """The network to train: with several processes, gradients are averaged over them in the backward pass.
+
+    Args:
+        uses_all: whether every step reaches every trainable parameter.
+    """
     network = LossNetwork(system)
-    return network if processes.count == 1 else DistributedDataParallel(network, broadcast_buffers=False)
+    if processes.count == 1:
+        return network
+    return DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=not uses_all)
 
 
 def without_exchange(network: nn.Module) -> AbstractContextManager[None]:

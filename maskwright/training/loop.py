@@ -25,9 +25,9 @@ from torch.optim.swa_utils import AveragedModel
 from maskwright.data import CocoDataset, open_datasets
 from maskwright.data.coco import Categories
 from maskwright.data.files import read_json, write_json, write_text
-from maskwright.data.loader import Batch, Share, TrainingImages, batches_per_epoch, evaluation_batches, training_batches
+from maskwright.data.loader import Batch, Share, TrainingSource, evaluation_batches, training_batches
 from maskwright.evaluation import DetectionMetrics, default_limits, detect, evaluate_detections
-from maskwright.evaluation.detection import percent
+from maskwright.evaluation.detection import percent, proposal_limits
 from maskwright.evaluation.overlaps import Kind
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.norms import has_frozen_norms
@@ -38,16 +38,22 @@ from maskwright.runs.device import return_freed_memory
 from maskwright.runs.progress import shown
 from maskwright.structures import ImageBatch, Instances
 from maskwright.systems import Loss, System, Task
-from maskwright.training.augmentation import augmentation
 from maskwright.training.distributed import Processes, joined, own_device, parallel, without_exchange
 from maskwright.training.optimization import build_optimizer, learning_rate_factor, moving_average, set_trainable
+from maskwright.training.scales import octaves_of_data
+from maskwright.training.sources import training_source, validation_batches
 from maskwright.weights import load_backbone
 
 STATE, RECIPE, SPLIT, METRICS = "training.safetensors", "recipe.yaml", "split.json", "metrics.jsonl"
 POSITION = ("stage", "step", "best", "time_s", "sums")  # of a run, kept in its checkpoints
 WARM_UP, TIMED = 2, 8  # steps, when it is measured how long one takes
-KINDS: dict[Task, list[Kind]] = {Task.INSTANCES: ["bbox", "segm"], Task.BOXES: ["bbox"]}
+KINDS: dict[Task, list[Kind]] = {
+    Task.INSTANCES: ["bbox", "segm"],
+    Task.BOXES: ["bbox"],
+    Task.PROPOSALS: ["bbox", "segm"],
+}
 """What a task is scored on; the last decides which model is best."""
+PROPOSAL = Categories(("object",), (1,))  # the one class of systems that do not tell classes apart
 
 
 @dataclass
@@ -68,7 +74,7 @@ class _Run:
     step: int = 0  # of the stage
     best: float | None = None  # AP of the best model, negative where there is nothing to find
     time_s: float = 0.0  # spent on the steps so far, evaluation and saving included
-    sums: dict[str, float] = field(default_factory=dict)  # loss terms since the last report
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)  # loss terms since the last report, and their steps
 
     @property
     def scored(self) -> System:
@@ -110,9 +116,12 @@ def train(
         while run.stage < len(recipe.stages):
             metrics = _train_stage(run, recipe.stages[run.stage], state) or metrics
             run.stage, run.step, state = run.stage + 1, 0, None
+            run.system.load_state_dict(run.scored.state_dict())  # a stage builds on what the one before would have kept
         where = f"the best model is in {out / 'best'}, the last in {out / 'last'}, the metrics in {out / METRICS}"
         console.print(where, highlight=False, soft_wrap=True)
-        return metrics or _evaluate(run)[1][-1]
+        if metrics is None:
+            metrics = _evaluate(run, recipe.stages[-1].model_copy(update={"is_scored": True}))[1][-1]
+        return metrics
 
 
 def seconds_per_epoch(recipe: Recipe, *, device: str = "auto") -> list[float]:
@@ -128,13 +137,14 @@ def seconds_per_epoch(recipe: Recipe, *, device: str = "auto") -> list[float]:
             optimizer = build_optimizer(run.system, stage.optimizer)
             for group in optimizer.param_groups:
                 group["lr"] = 0.0  # the weights are those of a beginning, all the time
-            batches, network = _batches(run, stage), parallel(run.system, processes)
+            source, network = _source(run, stage), _parallel(run, stage)
+            batches = _batches(run, stage, source)
             times = []
             for _ in range(WARM_UP + TIMED):
                 began = time.monotonic()
                 _step(run, network, optimizer, list(islice(batches, stage.micro_batches)), stage.optimizer.clip_norm)
                 times.append(time.monotonic() - began)
-            answer.append(statistics.median(times[WARM_UP:]) * batches_per_epoch(run.train, stage.batch_size))
+            answer.append(statistics.median(times[WARM_UP:]) * len(source.batches(0)))
     return answer
 
 
@@ -144,10 +154,10 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
     optimizer = build_optimizer(run.system, stage.optimizer)
     if state is not None:
         _restore_optimizer(optimizer, state)
-    network = parallel(run.system, run.processes)
-    per_epoch = batches_per_epoch(run.train, stage.batch_size)
+    source, network = _source(run, stage), _parallel(run, stage)
+    per_epoch = len(source.batches(0))
     total = max(1, round(stage.epochs * per_epoch))
-    batches = _batches(run, stage)
+    batches = _batches(run, stage, source)
     if run.step == 0:
         _save_last(run, optimizer)  # so that a run can be resumed from its first moment
         if run.processes.is_first:
@@ -166,18 +176,24 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
             epoch, within = divmod(run.step, per_epoch)
             if run.step == total or (within == 0 and epoch % run.recipe.evaluate_every == 0):
                 with bar.hidden():
-                    metrics = _report(run, optimizer, epoch=run.step / per_epoch)
+                    metrics = _report(run, stage, optimizer, epoch=run.step / per_epoch)
             elif within == 0 or (run.recipe.checkpoint_steps and run.step % run.recipe.checkpoint_steps == 0):
                 _save_last(run, optimizer)
     return metrics
 
 
-def _batches(run: _Run, stage: Stage) -> Iterator[Batch]:
+def _source(run: _Run, stage: Stage) -> TrainingSource:
+    return training_source(stage, run.system, run.train, run.recipe.seed + run.stage)
+
+
+def _parallel(run: _Run, stage: Stage) -> nn.Module:
+    return parallel(run.system, run.processes, uses_all=stage.patches is None)  # a kind of patches teaches some heads
+
+
+def _batches(run: _Run, stage: Stage, source: TrainingSource) -> Iterator[Batch]:
     """This process' micro-batches of a stage, from the run's step on."""
     share = Share(stage.micro_batches, run.processes.rank, run.processes.count)
-    transform = augmentation(stage.augment, run.system.input, run.train.keypoint_schema)
-    images = TrainingImages(run.train, spec=run.system.input, transform=transform, seed=run.recipe.seed + run.stage)
-    return training_batches(images, batch_size=stage.batch_size, workers=run.recipe.workers, share=share, start=run.step)
+    return training_batches(source, workers=run.recipe.workers, share=share, start=run.step)
 
 
 def _step(
@@ -208,8 +224,8 @@ def _step(
     if run.average is not None:
         run.average.update_parameters(cast(nn.Module, run.system))
     for name, value in values.items():
-        run.sums[name] = run.sums.get(name, 0.0) + value
-    run.sums["steps"] = run.sums.get("steps", 0.0) + 1
+        total, steps = run.sums.get(name, (0.0, 0))
+        run.sums[name] = (total + value, steps + 1)
     return values
 
 
@@ -240,38 +256,54 @@ def _not_finite(run: _Run, values: dict[str, float], norm: float, names: Sequenc
 # Evaluation
 
 
-def _evaluate(run: _Run) -> tuple[dict[str, float], list[DetectionMetrics]]:
+def _evaluate(run: _Run, stage: Stage) -> tuple[dict[str, float], list[DetectionMetrics]]:
     """Loss terms and metrics of the kept model on the validation set, the metric that decides last."""
-    system, device, processes = run.scored, run.precision.device, run.processes
+    system, processes = run.scored, run.processes
     system.eval()
-    totals: dict[str, list[float]] = {}
-    kinds = KINDS[system.task]
-    mine = run.val.subset(range(processes.rank, len(run.val), processes.count))
-    with torch.inference_mode(), run.precision.autocast(), shown(run.console, "validate", total=len(mine)) as bar:
-
-        def batches() -> Iterator[Batch]:
-            for batch in evaluation_batches(mine, spec=system.input, batch_size=4):
-                losses = system.loss(batch.images.to(device), [t.to(device) for t in batch.targets])
-                for name, loss in losses.items():
-                    total, count = totals.setdefault(name, [0.0, 0.0])
-                    totals[name] = [total + float(loss.total), count + float(loss.count)]
-                yield batch
-
-        results = detect(system.predict, batches(), run.val.categories, device=device, done=bar.advance)
+    with torch.inference_mode(), run.precision.autocast():
+        totals = _validation_losses(run, stage)
+        results = _validation_results(run) if stage.is_scored else []
     system.train()
     answer = None
     if gathered := processes.gather((results, totals)):
-        everything = [entry for part, _ in gathered for entry in part]
-        limits = default_limits(system.max_detections)
-        metrics = list(evaluate_detections(run.val, everything, kinds=kinds, max_detections=limits).values())
         names = {name for _, part in gathered for name in part}
-        answer = (
-            {name: _share_of_sums([part[name] for _, part in gathered if name in part]) for name in sorted(names)},
-            metrics,
-        )
+        losses = {name: _share_of_sums([part[name] for _, part in gathered if name in part]) for name in sorted(names)}
+        everything = [entry for part, _ in gathered for entry in part]
+        answer = losses, _score(run, everything) if stage.is_scored else []
     losses, scores = processes.tell(answer)
     return_freed_memory()  # validation images have sizes of their own
     return losses, scores
+
+
+def _validation_losses(run: _Run, stage: Stage) -> dict[str, list[float]]:
+    """This process' total and count of each term over the validation batches."""
+    totals: dict[str, list[float]] = {}
+    device, share = run.precision.device, Share(1, run.processes.rank, run.processes.count)
+    for batch in validation_batches(stage, run.scored, run.val, share):
+        losses = run.scored.loss(batch.images.to(device), [t.to(device) for t in batch.targets])
+        for name, loss in losses.items():
+            total, count = totals.setdefault(name, [0.0, 0.0])
+            totals[name] = [total + batch.weight * float(loss.total), count + batch.weight * float(loss.count)]
+    return totals
+
+
+def _validation_results(run: _Run) -> list[dict[str, Any]]:
+    """Detections in this process' share of the validation images."""
+    mine = run.val.subset(range(run.processes.rank, len(run.val), run.processes.count))
+    batches = evaluation_batches(mine, spec=run.scored.input, batch_size=4)
+    categories = run.val.categories
+    if run.scored.task == Task.PROPOSALS:
+        categories = Categories(PROPOSAL.names, categories.ids[:1])  # classes are ignored
+    with shown(run.console, "validate", total=len(mine)) as bar:
+        return detect(run.scored.predict, batches, categories, device=run.precision.device, done=bar.advance)
+
+
+def _score(run: _Run, results: list[dict[str, Any]]) -> list[DetectionMetrics]:
+    task, most = run.system.task, run.system.max_detections
+    is_agnostic = task == Task.PROPOSALS
+    limits = proposal_limits(most) if is_agnostic else default_limits(most)
+    metrics = evaluate_detections(run.val, results, kinds=KINDS[task], max_detections=limits, class_agnostic=is_agnostic)
+    return list(metrics.values())
 
 
 def _share_of_sums(parts: Sequence[Sequence[float]]) -> float:
@@ -280,15 +312,16 @@ def _share_of_sums(parts: Sequence[Sequence[float]]) -> float:
     return total / (count or 1.0)
 
 
-def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float) -> DetectionMetrics:
-    """Evaluate, save, and write a line of metrics.jsonl."""
-    steps = run.sums.pop("steps", 1.0)
-    training = {name: value / steps for name, value in run.sums.items()}
+def _report(run: _Run, stage: Stage, optimizer: torch.optim.Optimizer, *, epoch: float) -> DetectionMetrics | None:
+    """Evaluate, save, and write a line of metrics.jsonl; the metric that decides, where there is one."""
+    training = {name: total / steps for name, (total, steps) in run.sums.items()}
     run.sums = {}
-    validation, metrics = _evaluate(run)
-    score = metrics[-1].ap
-    improved = run.best is None or score > run.best or score < 0  # without anything to find, the last is as good as any
-    run.best = score if run.best is None else max(run.best, score)
+    validation, metrics = _evaluate(run, stage)
+    decisive = metrics[-1] if metrics else None
+    score = -1.0 if decisive is None else decisive.ar[-1] if run.system.task == Task.PROPOSALS else decisive.ap
+    improved = decisive is not None and (run.best is None or score > run.best or score < 0)  # nothing to find: take the last
+    if decisive is not None:
+        run.best = score if run.best is None else max(run.best, score)
     line: dict[str, Any] = {
         "stage": run.stage,
         "epoch": round(epoch, 3),
@@ -305,12 +338,17 @@ def _report(run: _Run, optimizer: torch.optim.Optimizer, *, epoch: float) -> Det
         with (run.out / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     _save_last(run, optimizer)
-    parts = [f"{'mask' if m.kind == 'segm' else 'box'} AP {percent(m.ap)} AP50 {percent(m.ap50)}" for m in metrics]
-    run.console.print(
-        f"epoch {epoch:.4g}: loss {sum(training.values()):.3f}, validation loss {sum(validation.values()):.3f}, "
-        f"{', '.join(parts)}{' (best)' if improved else ''}"
-    )
-    return metrics[-1]
+    parts = [f"loss {sum(training.values()):.3f}", f"validation loss {sum(validation.values()):.3f}"]
+    parts += [_in_words(m, run.system.task) for m in metrics]
+    run.console.print(f"epoch {epoch:.4g}: {', '.join(parts)}{' (best)' if improved else ''}")
+    return decisive
+
+
+def _in_words(m: DetectionMetrics, task: Task) -> str:
+    what = "mask" if m.kind == "segm" else "box"
+    if task == Task.PROPOSALS:
+        return f"{what} " + " ".join(f"AR@{n} {percent(ar)}" for n, ar in zip(m.max_detections, m.ar, strict=True))
+    return f"{what} AP {percent(m.ap)} AP50 {percent(m.ap50)}"
 
 
 # Checkpoints
@@ -397,17 +435,22 @@ def _open_run(
     precision = choose_precision(recipe.precision, device)
     train_set, val_set = open_data(recipe)
     arguments = all_arguments(recipe.system, {"num_classes": len(train_set.categories), **recipe.arguments})
+    if recipe.octaves_from_data and "octaves" not in recipe.arguments:
+        arguments["octaves"] = octaves_of_data(recipe, arguments, train_set, lambda text: console.print(text, highlight=False))
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)  # of the initial weights, for which torch takes no generator
         system = build_system(recipe.system, arguments)
+    categories = train_set.categories
+    if system.task == Task.PROPOSALS:
+        arguments["num_classes"], categories = 1, PROPOSAL
     system.input = replace(system.input, intensity=recipe.intensity)
     for stage in recipe.stages:
         set_trainable(system, stage)  # complains of parts that do not exist
-    if system.task == Task.INSTANCES and not (train_set.has_masks and val_set.has_masks):
+    if system.task != Task.BOXES and not (train_set.has_masks and val_set.has_masks):
         raise ValueError(
             f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"
         )
-    card = ModelCard(recipe.system, arguments, train_set.categories, system.input)
+    card = ModelCard(recipe.system, arguments, categories, system.input)
     if not resume:
         _starting_weights(system, recipe, card, init, console)
     cast(nn.Module, system).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -428,8 +471,8 @@ def _open_run(
     processes.tell(None)  # all have looked at the folder before the first one writes
     if resume and read_json(out / SPLIT) != split:
         raise ValueError(f"{out / SPLIT}: the images of the data set have changed since the run began: start a new one")
-    if resume and (known := read_model(out / "last" / WEIGHTS)[1].categories) != train_set.categories:
-        before, now = _listed(known), _listed(train_set.categories)
+    if resume and (known := read_model(out / "last" / WEIGHTS)[1].categories) != categories:
+        before, now = _listed(known), _listed(categories)
         raise ValueError(f"{train_set.path}: its classes are {now}, but were {before} when the run began: start a new one")
     if not resume and processes.is_first:
         write_json(out / SPLIT, split)
@@ -494,14 +537,18 @@ def _starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Pat
             f"{recipe.system} has frozen norms outside the backbone, which only make sense with pretrained weights: "
             "add --init RUN|FILE, or train them with --set arguments.branch_norm=group"
         )
-    elif recipe.backbone_weights is None and (
-        has_frozen_norms(system.modules()) or any(stage.frozen for stage in recipe.stages)
-    ):
+    elif recipe.backbone_weights is None and (has_frozen_norms(system.modules()) or _never_learns(system, recipe)):
         raise ValueError(
             f"{recipe.system} has frozen norms or parts, which only make sense with pretrained weights: add --init RUN|FILE, "
             "--set backbone_weights=FILE (or =timm to download them), or train norms from scratch with "
             "--set arguments.norm=group --set frozen=[]"
         )
+
+
+def _never_learns(system: System, recipe: Recipe) -> bool:
+    """Whether some parameter is frozen in every stage."""
+    names = [name for name, _ in system.named_parameters()]
+    return any(all(name.startswith(stage.frozen) for stage in recipe.stages) for name in names)
 
 
 def _listed(categories: Categories) -> str:
@@ -513,12 +560,14 @@ def _introduce(run: _Run) -> None:
     count = sum(p.numel() for p in run.system.parameters())
     spec = run.system.input
     short, long = spec.resize.short_px, spec.resize.long_px
+    size = "images as large as they are" if short is None else f"short side {short} px"
+    size += f", long side at most {long} px" if long is not None else ""
     several = f", {run.processes.count} processes" if run.processes.count > 1 else ""
     run.console.print(
         f"{run.recipe.system}: {count / 1e6:.2f} M parameters, {run.precision.name} on {run.precision.device}{several}\n"
         f"data: {len(run.train)} training and {len(run.val)} validation images, {run.train.num_instances} and "
         f"{run.val.num_instances} objects, classes {', '.join(run.train.categories.names)}\n"
-        f"input: short side {short} px, long side at most {long} px; images of more than 8 bits: {spec.intensity}",
+        f"input: {size}; images of more than 8 bits: {spec.intensity}",
         highlight=False,
     )
     if run.val.num_instances == 0:

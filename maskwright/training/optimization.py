@@ -59,7 +59,8 @@ def learning_rate_factor(schedule: ScheduleOptions, step: int, total: int) -> fl
     """What the learning rate is multiplied by at a step of a stage."""
     factor = 1.0
     if schedule.kind == "step":
-        factor = 0.1 ** sum(step >= drop * total for drop in schedule.drops)
+        passed = sum(step >= drop * total for drop in schedule.drops)
+        factor = (1.0, *schedule.factors)[passed] if schedule.factors else 0.1**passed
     else:
         factor = 0.5 * (1 + math.cos(math.pi * step / total))
     warmup = min(schedule.warmup_steps, total // 10)

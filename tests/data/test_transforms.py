@@ -4,7 +4,7 @@ import torch
 
 from maskwright.data.catalog import open_split
 from maskwright.data.coco import Sample
-from maskwright.data.loader import TrainingImages, epoch_batches, evaluation_batches, key_of, prepare, training_batches
+from maskwright.data.loader import TrainingImages, evaluation_batches, key_of, prepare, training_batches
 from maskwright.data.transforms import ColorJitter, Compose, Flip, ScaleJitterCrop, ShortSide, Transpose
 from maskwright.structures import COCO_PERSON, InputSpec, Instances, Masks, ResizeRule
 from tests.conftest import make_coco
@@ -121,20 +121,24 @@ def test_epoch_shows_every_image_once_grouped_by_shape(tmp_path):
     make_coco(tmp_path, images=11, split="train", size=(50, 80))
     dataset = open_split(tmp_path, "train")
     dataset.sizes[:4] = (80, 50)
-    batches = epoch_batches(dataset, batch_size=3, seed=0, epoch=0)
+
+    def batches_of(seed, epoch):
+        return TrainingImages(dataset, spec=SPEC, transform=Flip(), batch_size=3, seed=seed).batches(epoch)
+
+    batches = batches_of(seed=0, epoch=0)
     assert sorted(i for batch in batches for i in batch) == list(range(11))
     mixed = [batch for batch in batches if len({dataset.image_size(i)[0] > dataset.image_size(i)[1] for i in batch}) > 1]
     assert len(mixed) <= 1
-    assert batches == epoch_batches(dataset, batch_size=3, seed=0, epoch=0)
-    assert batches != epoch_batches(dataset, batch_size=3, seed=0, epoch=1)
-    assert batches != epoch_batches(dataset, batch_size=3, seed=1, epoch=0)
+    assert batches == batches_of(seed=0, epoch=0)
+    assert batches != batches_of(seed=0, epoch=1)
+    assert batches != batches_of(seed=1, epoch=0)
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_one_begins(coco_folder):
-    images = TrainingImages(open_split(coco_folder, "train"), spec=SPEC, transform=Flip(), seed=0)
+    images = TrainingImages(open_split(coco_folder, "train"), spec=SPEC, transform=Flip(), batch_size=2, seed=0)
 
     def first(workers, start, count):
-        batches = training_batches(images, batch_size=2, workers=workers, start=start)
+        batches = training_batches(images, workers=workers, start=start)
         return [next(batches) for _ in range(count)]
 
     straight, forked, later = first(0, 0, 5), first(2, 0, 5), first(0, 3, 2)

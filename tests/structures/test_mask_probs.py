@@ -81,7 +81,7 @@ def test_vote_averages_within_groups():
     boxes = torch.tensor([[0.0, 0, 8, 8], [0.0, 0, 8, 8], [10.0, 10, 14, 14]])
     voted = MaskProbs(probs, boxes).vote([torch.tensor([0, 1]), torch.tensor([2])], torch.tensor([3.0, 1.0, 2.0]), (20, 20))
     assert voted.boxes.tolist() == [[0, 0, 8, 8], [10, 10, 14, 14]]
-    assert float(voted.probs[0][4, 4]) == pytest.approx(0.8)
+    assert float(voted.grids[0][4, 4]) == pytest.approx(0.8)
     assert voted.paste((20, 20), 0.79).areas()[0] > voted.paste((20, 20), 0.81).areas()[0] == 0
 
 
@@ -90,7 +90,7 @@ def test_vote_counts_a_row_as_zero_outside_its_window():
     boxes = torch.tensor([[0.0, 0, 10, 10], [10.0, 0, 20, 10]])
     voted = MaskProbs(probs, boxes).vote([torch.tensor([0, 1])], torch.tensor([1.0, 1.0]), (10, 18))
     assert voted.boxes.tolist() == [[0, 0, 18, 10]]  # cut at the image
-    assert float(voted.probs[0].max()) == pytest.approx(0.5)
+    assert float(voted.grids[0].max()) == pytest.approx(0.5)
     nothing = MaskProbs(probs, boxes).vote([], torch.ones(2), (10, 18))
     assert len(nothing) == 0
     with pytest.raises(ValueError, match="add up to nothing"):

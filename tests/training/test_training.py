@@ -384,6 +384,7 @@ def test_moving_average_follows_quickly_then_slowly():
 
 def test_training_stops_on_no_images(coco_folder):
     nothing = open_split(coco_folder, "train").subset([])
-    images = TrainingImages(nothing, spec=SYSTEMS["mask-rcnn-small"](num_classes=1).input, transform=Compose([]), seed=0)
+    spec = SYSTEMS["mask-rcnn-small"](num_classes=1).input
+    images = TrainingImages(nothing, spec=spec, transform=Compose([]), batch_size=2, seed=0)
     with pytest.raises(ValueError, match="no images to train on"):
-        training_batches(images, batch_size=2, workers=0)
+        training_batches(images, workers=0)

@@ -1,0 +1,94 @@
+"""Runs of DeepMask and SharpMask.
+
+Paper sizes: the authors' schedules on COCO, batches of 32 patches, 4,000 of them an epoch, from ImageNet weights.
+
+    maskwright train sharpmask-r50 --data coco --set backbone_weights=timm --out runs/sharpmask
+
+Cost: about five days for DeepMask and two for the refinement on a K40 (the papers and users of the code). Expect mask AR@10,
+100, 1000 of 14.4, 25.8, 33.1 for DeepMask and 15.6, 27.6, 35.5 for SharpMask (SharpMask, table 3). Not run by us at this size.
+
+The code's schedule of the second stage never takes effect, its rate stays at 0.001; here it drops as it was meant to.
+
+Small sizes: from scratch, scales chosen by the sizes of the training objects.
+
+    maskwright train sharpmask-small --data nuclei --out runs/sharpmask-nuclei
+"""
+
+from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, PatchOptions, Recipe, ScheduleOptions, Stage
+from maskwright.structures import PatchKind
+
+MASKS_AND_SCORES: dict[PatchKind, float] = {"mask": 0.5, "score": 0.5}
+REFINED: dict[PatchKind, float] = {"refined": 1.0}
+DEEPMASK_PARTS = ("backbone.", "head.", "mask_head.")
+REFINEMENT = ("refinement.",)
+
+DEEPMASK_STAGE = Stage(
+    epochs=300,
+    batch_size=32,
+    optimizer=OptimizerOptions(kind="sgd", lr=0.001, weight_decay=5e-4, bias_weight_decay=5e-4, norm_weight_decay=5e-4),
+    schedule=ScheduleOptions(kind="step", warmup_steps=0, factors=(0.5, 0.1), drops=(50 / 300, 120 / 300)),
+    patches=PatchOptions(kinds=MASKS_AND_SCORES, batches_per_epoch=4000, validation_batches=500),
+)
+"""The code's schedule: 300 epochs, rate 0.001, 0.0005 from the 51st, 0.0001 from the 121st."""
+
+REFINEMENT_STAGE = Stage(
+    epochs=120,
+    batch_size=32,
+    optimizer=OptimizerOptions(
+        kind="sgd", lr=0.001, momentum=0.0, weight_decay=0.0, bias_weight_decay=0.0, norm_weight_decay=0.0
+    ),
+    schedule=ScheduleOptions(kind="step", warmup_steps=0, factors=(0.5, 0.1), drops=(50 / 120, 80 / 120)),
+    patches=PatchOptions(kinds=REFINED, batches_per_epoch=4000, validation_batches=500),
+    frozen=DEEPMASK_PARTS,
+)
+"""The refinement alone: 0.001, 0.0005 from the 51st epoch, 0.0001 from the 81st; neither momentum nor decay (the code)."""
+
+
+def deepmask_r50() -> Recipe:
+    """DeepMask, R50: expect mask AR@10, 100, 1000 of 14.4, 25.8, 33.1 (SharpMask, table 3)."""
+    return Recipe(system="deepmask-r50", stages=(DEEPMASK_STAGE,), ema_decay=0.0, workers=4, evaluate_every=10)
+
+
+def deepmask_vgg() -> Recipe:
+    """DeepMask, VGG-A: expect mask AR@10, 100, 1000 of 12.6, 24.5, 33.1 (DeepMask, table 1)."""
+    return Recipe(system="deepmask-vgg", stages=(DEEPMASK_STAGE,), ema_decay=0.0, workers=4, evaluate_every=10)
+
+
+def sharpmask_r50() -> Recipe:
+    """SharpMask, R50, in two stages: expect mask AR@10, 100, 1000 of 15.6, 27.6, 35.5 (SharpMask, table 3)."""
+    first = DEEPMASK_STAGE.model_copy(update={"frozen": REFINEMENT, "is_scored": False})
+    return Recipe(system="sharpmask-r50", stages=(first, REFINEMENT_STAGE), ema_decay=0.0, workers=4, evaluate_every=10)
+
+
+_SMALL = Stage(
+    epochs=30,
+    batch_size=32,
+    optimizer=OptimizerOptions(
+        kind="adamw", lr=1e-3, weight_decay=0.05, bias_weight_decay=0.0, norm_weight_decay=0.0, clip_norm=5.0
+    ),
+    schedule=ScheduleOptions(kind="cosine", warmup_steps=100),
+    augment=AugmentOptions(color=0.2),
+    patches=PatchOptions(kinds=MASKS_AND_SCORES, batches_per_epoch=50),
+)
+
+
+def deepmask_small() -> Recipe:
+    """DeepMask, small."""
+    return Recipe(
+        system="deepmask-small", stages=(_SMALL,), octaves_from_data=True, ema_decay=0.998, evaluate_every=10, workers=1
+    )
+
+
+def sharpmask_small() -> Recipe:
+    """SharpMask, small, in two stages."""
+    first = _SMALL.model_copy(update={"frozen": REFINEMENT, "is_scored": False})
+    patches = PatchOptions(kinds=REFINED, batches_per_epoch=50)
+    second = _SMALL.model_copy(update={"epochs": 10.0, "patches": patches, "frozen": DEEPMASK_PARTS})
+    return Recipe(
+        system="sharpmask-small",
+        stages=(first, second),
+        octaves_from_data=True,
+        ema_decay=0.998,
+        evaluate_every=10,
+        workers=1,
+    )
