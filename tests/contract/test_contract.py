@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from maskwright.data.coco import Categories
+from maskwright.recipes import find_recipe
 from maskwright.runs import ModelCard, open_model, save_model
-from maskwright.structures import ImageBatch, Instances, Masks
+from maskwright.structures import ImageBatch, Instances, Masks, PatchBatch
 from maskwright.systems import SYSTEMS, Task
 
 SMALL = [name for name in SYSTEMS if name.endswith("-small")]
@@ -64,6 +65,29 @@ def total(losses):
     return sum(loss.total / loss.count.clamp(min=1) for loss in losses.values())
 
 
+def kinds_of(name):
+    """The kinds of patches a system's recipe trains on; none where it trains on whole images."""
+    return sorted({kind for stage in find_recipe(name).stages if stage.patches for kind in stage.patches.kinds})
+
+
+def patches_of(system, kind, targets, seed=0):
+    """A batch of patches for targets of any size, of which the first object is the one that is learnt."""
+    side = system.geometry.input_px
+    batch = batch_of(system, [(side, side)] * len(targets), seed)
+    learnt = [t.resize((side, side)) for t in targets]
+    return PatchBatch.of(batch, kind), [t[torch.nonzero(~t.crowd)[:1, 0]] for t in learnt]
+
+
+def loss_of(name, system, batch, targets):
+    """All terms a recipe learns from: of whole images, or of a batch of patches of each kind."""
+    losses = {}
+    for kind in kinds_of(name):
+        held = [t for t in targets if kind == "score" or len(t)]
+        if held:
+            losses |= system.loss(*patches_of(system, kind, held))
+    return losses or system.loss(batch, targets)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_loss_is_finite_and_reaches_every_parameter(name):
     system = build(name)
@@ -71,7 +95,8 @@ def test_loss_is_finite_and_reaches_every_parameter(name):
         for parameter in system.parameters():  # residual branches start at zero and send no gradient in the first step
             parameter.add_(0.01 * torch.randn_like(parameter))
     batch = batch_of(system, [(640, 576), (96, 80)])
-    losses = system.loss(batch, [squares((640, 576), [40, 100, 200, 400, 570]), objects((96, 80), 3, crowd=True)])
+    targets = [squares((640, 576), [40, 100, 200, 400, 570]), objects((96, 80), 3, crowd=True)]
+    losses = loss_of(name, system, batch, targets)
     assert all(loss.total.dtype == torch.float32 and loss.total.shape == () for loss in losses.values())
     total(losses).backward()
     for key, parameter in system.named_parameters():
@@ -86,7 +111,7 @@ def test_images_without_objects_train(name, precision):
     system = build(name)
     nothing = [Instances.empty((64, 64), has_masks=True)] * 2
     with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
-        losses = system.loss(batch_of(system, [(64, 64)] * 2), nothing)
+        losses = loss_of(name, system, batch_of(system, [(64, 64)] * 2), nothing)
     total(losses).backward()
     for key, parameter in system.named_parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
@@ -97,7 +122,7 @@ def test_images_without_objects_train(name, precision):
 def test_only_crowds_train_like_nothing_to_find(name):
     system = build(name)
     crowd = objects((64, 64), 1, crowd=True)
-    losses = system.loss(batch_of(system, [(64, 64)]), [crowd])
+    losses = loss_of(name, system, batch_of(system, [(64, 64)]), [crowd] if not kinds_of(name) else [crowd[:0]])
     assert torch.isfinite(total(losses))
 
 
@@ -114,7 +139,7 @@ def test_predictions_are_sorted_and_inside_the_true_image(name):
         assert scores == sorted(scores, reverse=True)
         assert (instances.boxes >= 0).all()
         assert (instances.boxes <= torch.tensor([width, height, width, height])).all()
-        if system.task == Task.INSTANCES:
+        if system.task in (Task.INSTANCES, Task.PROPOSALS):
             assert instances.masks.image_size == (height, width)
             assert len(instances.masks) == len(instances)
 
@@ -140,8 +165,8 @@ def test_neither_verb_asks_for_training_mode(name):
     system = build(name)
     batch, targets = batch_of(system, [(64, 64)]), [objects((64, 64), 2)]
     with torch.inference_mode():
-        one = (total(system.train().loss(batch, targets)), system.predict(batch)[0].boxes)
-        two = (total(system.eval().loss(batch, targets)), system.predict(batch)[0].boxes)
+        one = (total(loss_of(name, system.train(), batch, targets)), system.predict(batch)[0].boxes)
+        two = (total(loss_of(name, system.eval(), batch, targets)), system.predict(batch)[0].boxes)
     assert torch.equal(one[0], two[0])
     assert torch.equal(one[1], two[1])
 
@@ -151,15 +176,17 @@ def test_two_micro_batches_give_the_gradient_of_one(name):
     system = build(name)
     batch = batch_of(system, [(64, 96)] * 2)
     targets = [objects((64, 96), 5), objects((64, 96), 1, seed=3)]
-    total(system.loss(batch, targets)).backward()
-    whole = torch.cat([p.grad.flatten() for p in system.parameters()])
-    system.zero_grad()
-    parts = [system.loss(part_of(batch, i), targets[i : i + 1]) for i in range(2)]
-    counts = {key: sum(part[key].count for part in parts) for key in parts[0]}
-    for part in parts:
-        sum(loss.total / counts[key].clamp(min=1) for key, loss in part.items()).backward()
-    halves = torch.cat([p.grad.flatten() for p in system.parameters()])
-    assert (whole - halves).norm() / whole.norm() < 1e-5
+    for batch, targets in [patches_of(system, kind, targets) for kind in kinds_of(name)] or [(batch, targets)]:  # noqa: B020
+        system.zero_grad(set_to_none=True)
+        total(system.loss(batch, targets)).backward()
+        whole = torch.cat([p.grad.flatten() for p in system.parameters() if p.grad is not None])
+        system.zero_grad(set_to_none=True)
+        parts = [system.loss(part_of(batch, i), targets[i : i + 1]) for i in range(2)]
+        counts = {key: sum(part[key].count for part in parts) for key in parts[0]}
+        for part in parts:
+            sum(loss.total / counts[key].clamp(min=1) for key, loss in part.items()).backward()
+        halves = torch.cat([p.grad.flatten() for p in system.parameters() if p.grad is not None])
+        assert (whole - halves).norm() / whole.norm() < 1e-5
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -183,9 +210,10 @@ def test_gpu_agrees_with_cpu(name):
     system = build(name)
     batch, targets = batch_of(system, [(64, 96)] * 2), [objects((64, 96), 3)] * 2
     with torch.inference_mode():
-        cpu = total(system.loss(batch, targets))
+        lessons = [patches_of(system, kind, targets) for kind in kinds_of(name)] or [(batch, targets)]
+        cpu = sum(total(system.loss(*lesson)) for lesson in lessons)
         moved = system.to("cuda")
-        gpu = total(moved.loss(batch.to("cuda"), [t.to("cuda") for t in targets]))
+        gpu = sum(total(moved.loss(b.to("cuda"), [t.to("cuda") for t in there])) for b, there in lessons)
         (found, _) = moved.predict(batch.to("cuda"))
         with torch.autocast("cuda", dtype=torch.bfloat16):
             moved.predict(batch.to("cuda"))
@@ -200,4 +228,5 @@ def test_scores_and_coordinates_stay_float32_under_autocast(name):
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         (found,) = system.predict(batch)
     assert found.boxes.dtype == found.scores.dtype == torch.float32
-    assert len(found.boxes[:, 0].unique()) > len(found.boxes[:, 0].bfloat16().unique())  # not rounded on the way
+    numbers = found.scores if system.task == Task.PROPOSALS else found.boxes[:, 0]  # boxes of masks are whole pixels
+    assert len(numbers.unique()) > len(numbers.bfloat16().unique())  # not rounded on the way
