@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,15 +26,16 @@ from maskwright.data.coco import CocoDataset
 from maskwright.data.coco_results import check_results
 from maskwright.data.files import read_json
 from maskwright.evaluation import DetectionMetrics, default_limits, evaluate_detections
-from maskwright.evaluation.detection import COCO_LIMITS, check_limits
+from maskwright.evaluation.detection import COCO_LIMITS, check_limits, proposal_limits
 from maskwright.evaluation.overlaps import Kind
+from maskwright.evaluation.proposals import ProposalMetrics, evaluate_proposals
 from maskwright.inference import Model, load
 from maskwright.inference.scoring import detections
 from maskwright.inference.writer import predict_files as predict
 from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.recipes.recipe import read_recipe
 from maskwright.runs.importing import import_weights
-from maskwright.systems import SYSTEMS
+from maskwright.systems import SYSTEMS, Task
 from maskwright.training import train as train_recipe
 from maskwright.training.loop import RECIPE, check_folder, open_data
 
@@ -118,10 +119,14 @@ def _report_training(out: Path, system: str, device: str, console: Console | Non
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics by kind, "bbox", "segm" and "boundary", and the detections they were computed from."""
+    """Metrics by kind, "bbox", "segm" and "boundary", and the detections they were computed from.
+
+    Where classes are ignored there is also the recall of the answers as proposals.
+    """
 
     metrics: dict[Kind, DetectionMetrics]
     results: list[dict[str, Any]]
+    proposals: dict[Kind, ProposalMetrics] = field(default_factory=dict)
 
 
 def evaluate(
@@ -252,7 +257,10 @@ class _Scoring:
     def of_model(self, model: Model, where: Path | None, command: str) -> Evaluation:
         """Predict, then score."""
         console = self.console or Console(markup=False)
-        usual = default_limits(model.system.max_detections)
+        most, is_proposer = model.system.max_detections, model.system.task == Task.PROPOSALS
+        if is_proposer and not self.class_agnostic:
+            return replace(self, class_agnostic=True).of_model(model, where, command)
+        usual = proposal_limits(most) if is_proposer else default_limits(most)
         limit = check_limits(self.max_detections or usual)[-1]
         results = detections(model, self.dataset, limit=limit, console=console, class_agnostic=self.class_agnostic)
         answered = from_model(model, self.dataset, [lambda: results])
@@ -265,11 +273,15 @@ class _Scoring:
     def of(self, name: str, answered: Answered, usual: Sequence[int], command: str) -> Evaluation:
         """Score what was answered."""
         limits, results = check_limits(self.max_detections or usual), answered.results[0]()
+        proposals: dict[Kind, ProposalMetrics] = {}
+        if self.class_agnostic:
+            kinds = [kind for kind in answered.kinds if kind != "boundary"]
+            proposals = evaluate_proposals(self.dataset, results, kinds=kinds, max_detections=limits)
         if self.report is None:
             metrics = evaluate_detections(
                 self.dataset, results, kinds=answered.kinds, max_detections=limits, class_agnostic=self.class_agnostic
             )
-            return Evaluation(metrics, results)
+            return Evaluation(metrics, results, proposals)
         console = self.console or Console(markup=False)
         comparison = assemble(
             self.dataset,
@@ -285,4 +297,4 @@ class _Scoring:
             publish(comparison, self.dataset, {name: answered}, self.report, console)
         except OSError as error:  # the numbers are not lost with the page
             console.print(f"{self.report}: the report could not be written ({error.strerror}): name another with --report")
-        return Evaluation(comparison.rows[0].metrics[0], results)
+        return Evaluation(comparison.rows[0].metrics[0], results, proposals)

@@ -149,9 +149,9 @@ def report(
 ) -> None:
     """Score a run on its validation images and write its report.html: intervals, curves, errors, pictures."""
     from maskwright import api
-    from maskwright.overview import metric_tables
+    from maskwright.overview import evaluation_tables
 
-    for table in metric_tables(api.report(run, data=data, device=device, console=console).metrics):
+    for table in evaluation_tables(api.report(run, data=data, device=device, console=console)):
         console.print(table)
 
 
@@ -178,7 +178,7 @@ def evaluate(
     """Score a run, or anybody's COCO results file, by COCO's protocol."""
     from maskwright import api
     from maskwright.data.files import write_json
-    from maskwright.overview import metric_tables
+    from maskwright.overview import evaluation_tables
     from maskwright.recipes.recipe import parse_assignments
 
     if data is None or (run is None) == (predictions is None):
@@ -199,7 +199,7 @@ def evaluate(
         answer = api.score(predictions, **common)
     else:
         answer = api.evaluate(cast(Path, run), arguments=parse_assignments(set_ or []), device=device, **common)
-    for table in metric_tables(answer.metrics):
+    for table in evaluation_tables(answer):
         console.print(table)
     if out is not None:
         write_json(out, answer.results)

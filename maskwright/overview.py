@@ -8,10 +8,12 @@ import torch
 from rich.table import Column, Table
 from torch import nn
 
+from maskwright.api import Evaluation
 from maskwright.evaluation import DetectionMetrics
 from maskwright.evaluation.comparison import Comparison
 from maskwright.evaluation.detection import KIND_NAMES, percent
 from maskwright.evaluation.overlaps import Kind
+from maskwright.evaluation.proposals import ProposalMetrics
 from maskwright.evaluation.study import AVERAGES
 from maskwright.runs.checkpoints import all_arguments
 from maskwright.systems import SYSTEMS, find_builder
@@ -57,6 +59,26 @@ def _measured(name: str) -> tuple[str, dict[str, int]]:
     parts = cast(nn.Module, system).named_children()
     sizes = {part: sum(p.numel() for p in child.parameters()) for part, child in parts}
     return system.task, {part: size for part, size in sizes.items() if size}
+
+
+def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:
+    """What was found out: the recall of proposals, where classes were ignored, and COCO's numbers."""
+    if evaluation.proposals:
+        yield from proposal_tables(evaluation.proposals)
+    yield from metric_tables(evaluation.metrics)
+
+
+def proposal_tables(proposals: Mapping[Kind, ProposalMetrics]) -> Iterator[Table]:
+    """Recall in percent, one row for each kind."""
+    first = next(iter(proposals.values()))
+    sizes = ("small", "medium", "large")
+    last = first.limits[-1]
+    columns = [*(f"AR@{n}" for n in first.limits), "AUC", "mean AR", *(f"AR@{last} {size}" for size in sizes)]
+    table = Table("", *columns, title="proposals, in percent; classes are ignored", title_justify="left", box=None)
+    for kind, m in proposals.items():
+        values = [*m.ar["all"], m.auc["all"], m.mean_ar, *(m.ar[size][-1] for size in sizes)]
+        table.add_row(KIND_NAMES[kind], *(percent(v) for v in values))
+    yield table
 
 
 def metric_tables(metrics: Mapping[Kind, DetectionMetrics]) -> Iterator[Table]:

@@ -21,10 +21,11 @@ from maskwright.data.coco import CocoDataset
 from maskwright.data.coco_results import check_results
 from maskwright.data.files import read_json, write_json
 from maskwright.evaluation import default_limits
-from maskwright.evaluation.comparison import Comparison, Facts, Protocol, tabulate
+from maskwright.evaluation.comparison import Comparison, Facts, Protocol, decisive, tabulate
 from maskwright.evaluation.detection import COCO_LIMITS, check_limits
 from maskwright.evaluation.gallery import Group, gallery
 from maskwright.evaluation.overlaps import Kind
+from maskwright.evaluation.proposal_study import study_proposals
 from maskwright.evaluation.report import write_report
 from maskwright.evaluation.statistics import RESAMPLES, image_weights
 from maskwright.evaluation.study import Study, study
@@ -169,12 +170,12 @@ def assemble(
     with shown(console, "study", total=sum(len(entry.results) for entry in answered.values())) as bar:
         for name, entry in answered.items():
             for results in entry.results:
-                agnostic = class_agnostic or entry.facts.task == Task.PROPOSALS
-                studies.setdefault(name, []).append(
-                    study(
-                        dataset, results(), kinds=entry.kinds, max_detections=limits, weights=weights, class_agnostic=agnostic
-                    )
-                )
+                how: dict[str, Any] = {"kinds": entry.kinds, "max_detections": limits, "weights": weights}
+                if entry.facts.task == Task.PROPOSALS:
+                    found = study_proposals(dataset, results(), **how)
+                else:
+                    found = study(dataset, results(), **how, class_agnostic=class_agnostic)
+                studies.setdefault(name, []).append(found)
                 bar.advance()
     there = sum(len(dataset.columns(i).labels) > 0 for i in range(len(dataset)))
     tables = tabulate(studies, {name: entry.facts for name, entry in answered.items()}, images=there)
@@ -261,7 +262,9 @@ def from_model(model: Model, dataset: CocoDataset, results: Sequence[Callable[[]
     if model.system.task == Task.KEYPOINTS:
         raise ValueError(f"{model.card.system}: keypoints cannot be scored yet")
     masks = model.system.task in (Task.INSTANCES, Task.PROPOSALS) and has_masks(dataset)
-    kinds: list[Kind] = ["bbox", "segm", "boundary"] if masks else ["bbox"]
+    kinds: list[Kind] = ["bbox", "segm"] if masks else ["bbox"]
+    if masks and model.system.task == Task.INSTANCES:
+        kinds.append("boundary")
     task = Task.BOXES if model.system.task == Task.INSTANCES and not masks else model.system.task
     parameters = sum(p.numel() for p in cast(nn.Module, model.system).parameters())
     facts = Facts(task=task, source=model.card.system, parameters=parameters)
@@ -276,7 +279,7 @@ def with_costs(answered: Answered, measured: Mapping[str, float | None]) -> Answ
 
 def with_history(facts: Facts, folders: Sequence[Path]) -> Facts:
     """What run folders tell about their training."""
-    histories = [tuple(_points(folder / METRICS)) for folder in folders]
+    histories = [tuple(_points(folder / METRICS, decisive(facts.task))) for folder in folders]
     lengths = [history[-1]["time_s"] for history in histories if history]
     recipe = folders[0] / RECIPE
     return replace(
@@ -288,7 +291,7 @@ def with_history(facts: Facts, folders: Sequence[Path]) -> Facts:
     )
 
 
-def _points(path: Path) -> Iterable[dict[str, float]]:
+def _points(path: Path, decides: str) -> Iterable[dict[str, float]]:
     """The training curve of a run, steps of all stages in a row."""
     if not path.is_file():
         return
@@ -301,10 +304,12 @@ def _points(path: Path) -> Iterable[dict[str, float]]:
         if line["stage"] != stage:
             before, stage = before + last, line["stage"]
         last = line["step"]
+        scored = line.get("segm", line.get("bbox"))  # the metrics of a stage that is not scored are missing
+        value = -1.0 if scored is None else scored["ar"][-1] if decides == "ar" else scored["ap"]
         yield {
             "step": float(before + last),
             "time_s": line["time_s"],
-            "ap": ap if (ap := line["segm" if "segm" in line else "bbox"]["ap"]) >= 0 else math.nan,
+            "ap": value if value >= 0 else math.nan,
             "train_loss": sum(line["train_loss"].values()),
             "val_loss": sum(line["val_loss"].values()),
         }

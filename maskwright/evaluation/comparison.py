@@ -12,6 +12,7 @@ import numpy as np
 
 from maskwright.evaluation.detection import DetectionMetrics
 from maskwright.evaluation.overlaps import Kind
+from maskwright.evaluation.proposals import ProposalMetrics
 from maskwright.evaluation.statistics import Comparisons, Difference, Interval, Sampled
 from maskwright.evaluation.study import AVERAGES, Study
 
@@ -62,6 +63,7 @@ class Row:
         errors: AP each kind of error costs.
         thresholds: of scores, where precision and recall balance best, of each seed.
         quality: of each image, by id, mean over seeds.
+        proposals: recall of each seed, by kind, where the entry answers proposals.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Row:
     thresholds: list[float]
     quality: dict[int, float]
     facts: Facts
+    proposals: list[dict[Kind, ProposalMetrics]]
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,13 @@ def tabulate(studies: Mapping[str, Sequence[Study]], facts: Mapping[str, Facts],
     return [_table(task, {n: s for n, s in studies.items() if facts[n].task == task}, facts, images) for task in tasks]
 
 
+def decisive(task: str) -> str:
+    """The metric entries of a task are ranked by, a name in AVERAGES."""
+    return "ar" if task == "proposals" else "ap"
+
+
 def _table(task: str, studies: Mapping[str, Sequence[Study]], facts: Mapping[str, Facts], images: int) -> Table:
-    decides = "ar" if task == "proposals" else "ap"
+    decides = decisive(task)
     comparisons = {}
     for metric in AVERAGES:
         sampled = {name: _sampled(seeds, metric) for name, seeds in studies.items() if metric in seeds[0].values}
@@ -179,6 +187,7 @@ def _row(name: str, rank: int, seeds: Sequence[Study], comparisons: Mapping[str,
         thresholds=[s.threshold for s in seeds],
         quality={i: float(np.mean([s.quality[i] for s in seeds])) for i in first.quality},
         facts=facts,
+        proposals=[dict(s.proposals) for s in seeds if s.proposals],
     )
 
 

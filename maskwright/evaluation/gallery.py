@@ -13,12 +13,14 @@ from PIL import Image
 from maskwright.data.coco import CocoDataset
 from maskwright.evaluation.comparison import Row, Table
 from maskwright.evaluation.drawing import draw_instances
-from maskwright.evaluation.matching import match
-from maskwright.evaluation.overlaps import as_rle, measure_overlaps
+from maskwright.evaluation.matching import THRESHOLDS, match
+from maskwright.evaluation.overlaps import Kind, as_rle, measure_overlaps
+from maskwright.evaluation.proposals import best_overlaps
 from maskwright.structures import Instances, Intensity, Masks
 
 TILE_PX = 420
 DISAGREEMENTS, BEST, WORST = 6, 2, 3  # images shown
+Color = tuple[int, int, int]
 FOUND, FALSE, MISSED, TRUE = (60, 200, 90), (235, 60, 60), (70, 130, 255), (245, 200, 40)
 
 Answers = Callable[[str], Sequence[dict[str, Any]]]
@@ -103,13 +105,35 @@ def _strip(
     one = dataset.subset([index])
     for row in rows:
         results = [e for e in found[row.name] if e["image_id"] == sample.id]
-        instances, colors = _judged(one, results, row)
+        instances, colors = _nearest(one, results, row.kind) if row.proposals else _judged(one, results, row)
         caption = f"{row.name}: quality {100 * row.quality[sample.id]:.0f}"
         tiles.append(Tile(_address(draw_instances(pixels, instances, names, colors=colors)), caption))
     return Strip(dataset.file_name(index), tiles)
 
 
-def _judged(dataset: CocoDataset, results: Sequence[dict[str, Any]], row: Row) -> tuple[Instances, list[tuple[int, int, int]]]:
+def _nearest(dataset: CocoDataset, results: Sequence[dict[str, Any]], kind: Kind) -> tuple[Instances, list[Color]]:
+    """For each object the proposal that overlaps it most; where none does by half, the object itself (SharpMask, fig. 4)."""
+    size = dataset.image_size(0)
+    overlaps = measure_overlaps(dataset, results, [kind])
+    best, which = best_overlaps(overlaps, kind)
+    needed = ~overlaps.truth.is_crowd
+    found, lost = np.flatnonzero(needed & (best >= THRESHOLDS[0])), np.flatnonzero(needed & (best < THRESHOLDS[0]))
+    shown = [results[k] for k in overlaps.source[which[found]]]
+    order = np.argsort(np.array(dataset.categories.ids)[dataset.columns(0).labels], kind="stable")
+    missed = dataset.instances(0)[torch.from_numpy(order[lost])]
+    if kind == "bbox":
+        boxes = torch.tensor([e["bbox"] for e in shown]).reshape(-1, 4)
+        boxes, masks = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1), None
+    else:
+        masks = Masks.from_rles([as_rle(e["segmentation"], size) for e in shown], size)
+        boxes = masks.boxes()
+    labels = torch.zeros(len(shown), dtype=torch.int64)
+    nearest = Instances(size, boxes=boxes, labels=labels, masks=masks)
+    plain = Instances(size, boxes=missed.boxes, labels=missed.labels, masks=missed.masks if kind != "bbox" else None)
+    return Instances.cat([nearest, plain]), [*[FOUND] * len(found), *[FALSE] * len(lost)]
+
+
+def _judged(dataset: CocoDataset, results: Sequence[dict[str, Any]], row: Row) -> tuple[Instances, list[Color]]:
     """Detections and missed objects of one image, each in the color of what it is."""
     size, kind = dataset.image_size(0), row.kind
     overlaps = measure_overlaps(dataset, results, [kind])

@@ -113,8 +113,13 @@ def chart(
     note: str = "",
     y_range: tuple[float, float] | None = None,
     x_range: tuple[float, float] | None = None,
+    x_ticks: Mapping[float, str] | None = None,
 ) -> Plot:
-    """Lines and dots over two axes; ranges are those of the data, from zero where nothing else is asked for."""
+    """Lines and dots over two axes; ranges are those of the data, from zero where nothing else is asked for.
+
+    Args:
+        x_ticks: marks of an axis that is not to be read in its own units, for example of logarithms.
+    """
     points = [p for s in series for p in s.points if math.isfinite(p.x) and math.isfinite(p.y)]
     ys = [v for p in points for v in (p.y, p.low, p.high) if math.isfinite(v)] or [0.0]
     x_low, x_high = x_range or (0.0, max((p.x for p in points), default=1.0) * 1.08)
@@ -141,7 +146,7 @@ def chart(
         title=title,
         note=note,
         height=height,
-        x_ticks=[Tick(across(x), f"{x:g}") for x in ticks(x_low, x_high)],
+        x_ticks=[Tick(across(x), label) for x, label in (x_ticks or {x: f"{x:g}" for x in ticks(x_low, x_high)}).items()],
         y_ticks=[Tick(down(y), f"{y:g}") for y in ticks(y_low, y_high)],
         x_label=x_label,
         y_label=y_label,

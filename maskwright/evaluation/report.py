@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from maskwright.data.files import write_text
@@ -14,11 +16,12 @@ from maskwright.evaluation.errors import CAUSES
 from maskwright.evaluation.gallery import Group
 from maskwright.evaluation.matching import RECALLS, THRESHOLDS
 from maskwright.evaluation.plots import COLORS, Plot, Point, Series, chart, dot_rows, frontier
+from maskwright.evaluation.proposals import COUNTS
 from maskwright.evaluation.statistics import Interval
 from maskwright.evaluation.study import AVERAGES, SHOWN_IOUS
 
 KIND_TITLES = {"segm": "mask", "bbox": "box", "boundary": "boundary"}
-SIZES = {"small": "ap_small", "medium": "ap_medium", "large": "ap_large"}
+SIZES = ("small", "medium", "large")
 
 
 @dataclass(frozen=True)
@@ -122,17 +125,45 @@ def _errors(table: Table) -> list[_Error]:
 
 def _plots(table: Table, kind: str, colors: Mapping[str, str]) -> list[Plot]:
     """Every plot there is data for."""
-    task, rows = table.task, table.rows
-    plots = [_speed(table, kind, colors)] if any(row.facts.image_ms is not None for row in rows) else []
-    plots.append(
-        dot_rows(
-            f"{task}-sizes",
-            f"{kind} AP by object size",
-            {size: {row.name: _percent(row.averages[name]) for row in rows} for size, name in SIZES.items()},
-            colors,
-            x_label="AP, percent",
-        )
-    )
+    plots = [_speed(table, kind, colors)] if any(row.facts.image_ms is not None for row in table.rows) else []
+    plots.append(_sizes(table, kind, colors))
+    plots += _proposals(table, kind, colors) if table.rows[0].proposals else _detections(table, kind, colors)
+    return plots + _training(table, kind, colors)
+
+
+def _sizes(table: Table, kind: str, colors: Mapping[str, str]) -> Plot:
+    short = table.decides.upper()
+    by_size = {size: {row.name: _percent(row.averages[f"{table.decides}_{size}"]) for row in table.rows} for size in SIZES}
+    return dot_rows(f"{table.task}-sizes", f"{kind} {short} by object size", by_size, colors, x_label=f"{short}, percent")
+
+
+def _proposals(table: Table, kind: str, colors: Mapping[str, str]) -> list[Plot]:
+    """Recall against the number of proposals, and against IoU for each number."""
+    task = table.task
+    by_number = [
+        Series(row.name, colors[row.name], [Point(math.log10(n), 100 * ar) for n, ar in zip(COUNTS, mean, strict=True)])
+        for row in table.rows
+        for mean in [np.mean([seed[row.kind].curve for seed in row.proposals], axis=0)]
+    ]
+    marks = {math.log10(n): str(n) for n in (1, 10, 100, 1000)}
+    axes: dict[str, Any] = {"x_label": "proposals an image", "x_range": (0.0, 3.0), "x_ticks": marks}
+    title = f"{kind} AR against number of proposals"
+    plots = [chart(f"{task}-number", title, by_number, y_label="AR, percent", **axes)]
+    for place, limit in enumerate(table.rows[0].proposals[0][table.rows[0].kind].limits):
+        recall = [
+            Series(row.name, colors[row.name], [Point(t, 100 * r) for t, r in zip(THRESHOLDS, mean, strict=True)])
+            for row in table.rows
+            for mean in [np.mean([seed[row.kind].recall[place] for seed in row.proposals], axis=0)]
+        ]
+        title = f"Recall against IoU, {limit} proposals an image"
+        axes = {"x_label": "IoU", "y_label": "recall, percent", "x_range": (0.5, 0.95)}
+        plots.append(chart(f"{task}-recall-{limit}", title, recall, **axes))
+    return plots
+
+
+def _detections(table: Table, kind: str, colors: Mapping[str, str]) -> list[Plot]:
+    """AP by class, recall, precision, and what errors cost."""
+    task, rows, plots = table.task, table.rows, []
     classes = {c: max(row.per_class[c] for row in rows) for c in rows[0].per_class}
     if len(classes) > 1:
         order = sorted(classes, key=lambda c: (math.isnan(classes[c]), -classes[c]))
@@ -168,7 +199,7 @@ def _plots(table: Table, kind: str, colors: Mapping[str, str]) -> list[Plot]:
             for e in _errors(table)
         }
         plots.append(dot_rows(f"{task}-errors", "What errors cost", costs, colors, x_label="AP gained by mending, points"))
-    return plots + _training(table, kind, colors)
+    return plots
 
 
 def _percent(interval: Interval) -> tuple[float, float, float]:
@@ -195,13 +226,14 @@ def _speed(table: Table, kind: str, colors: Mapping[str, str]) -> Plot:
 
 
 def _training(table: Table, kind: str, colors: Mapping[str, str]) -> list[Plot]:
-    """AP and losses while training, a line for each seed."""
+    """The metric that decides and losses while training, a line for each seed."""
     plots = []
     seen = [(row, history) for row in table.rows for history in row.facts.histories if history]
     if seen:
         ap = [Series(row.name, colors[row.name], [Point(p["step"], 100 * p["ap"]) for p in h]) for row, h in seen]
-        title = f"{kind} AP while training"
-        plots.append(chart(f"{table.task}-training", title, ap, x_label="step", y_label="AP, percent"))
+        metric = AVERAGES[table.decides]
+        title = f"{kind} {metric} while training"
+        plots.append(chart(f"{table.task}-training", title, ap, x_label="step", y_label=f"{metric}, percent"))
         losses = [
             Series(row.name, colors[row.name], [Point(p["step"], p[what]) for p in h], is_dashed=what == "train_loss")
             for row, h in seen

@@ -1,7 +1,7 @@
 """Everything a report says of one set of detections: metrics, their resamples, curves, errors, and quality image by image."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from maskwright.evaluation.detection import DetectionMetrics, check_fields, chec
 from maskwright.evaluation.errors import error_costs
 from maskwright.evaluation.matching import Matches, curves, match
 from maskwright.evaluation.overlaps import Floats, Kind, measure_overlaps
+from maskwright.evaluation.proposals import ProposalMetrics
 
 SHOWN_IOUS = {"0.50": 0, "0.75": 5}
 """Thresholds whose precision-recall curves are shown, and their places."""
@@ -22,9 +23,16 @@ AVERAGES: Mapping[str, str] = {
     "ap_small": "AP small",
     "ap_medium": "AP medium",
     "ap_large": "AP large",
+    "ar10": "AR@10",
+    "ar100": "AR@100",
     "ar": "AR",
+    "auc": "AUC",
+    "ar_small": "AR small",
+    "ar_medium": "AR medium",
+    "ar_large": "AR large",
     "boundary_ap": "boundary AP",
     "box_ap": "box AP",
+    "box_ar": "box AR",
 }
 """Metrics that get an interval, as people call them; of the kind that decides unless they say otherwise."""
 
@@ -43,7 +51,9 @@ class Study:
         errors: AP that each kind of error costs; none where classes are ignored.
         threshold: the score over which precision and recall balance best (F1 at IoU 0.50).
         quality: of each image at that threshold, in [0, 1]: sum of IoUs / (found + half of missed and false ones);
-            1 where there is nothing and nothing was answered. By image id.
+            1 where there is nothing and nothing was answered. Of proposals: the mean over objects of the highest IoU.
+            By image id.
+        proposals: recall by kind, where proposals were studied.
     """
 
     kind: Kind
@@ -55,6 +65,7 @@ class Study:
     errors: dict[str, float]
     threshold: float
     quality: dict[int, float]
+    proposals: Mapping[Kind, ProposalMetrics] = field(default_factory=dict)
 
 
 def study(

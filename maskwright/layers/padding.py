@@ -17,6 +17,8 @@ def symmetric_pad(x: Tensor, width: int) -> Tensor:
     """
     if width == 0:
         return x
+    if width == 1 and not torch.is_grad_enabled():
+        return F.pad(x, (1, 1, 1, 1), mode="replicate")  # the same, in one pass over memory
     for dim in (-1, -2):
         size = x.shape[dim]
         low = x.narrow(dim, 0, width).flip(dim).detach()

@@ -59,17 +59,15 @@ def objects_of(dataset, spec=SPEC, **options):
     return Objects(dataset, spec, GEOMETRY, **{"min_area_px": 100, "min_side_px": 5, **options})
 
 
-def patches_of(
-    dataset, *, kinds, sampler=PaperSampler, geometry=GEOMETRY, augment=NOTHING, num_batches=4, batch_size=4, seed=0
-):
+def patches_of(dataset, *, kinds, augment=NOTHING, num_batches=4, batch_size=4):
     return TrainingPatches(
-        sampler(objects_of(dataset, geometry)),
+        PaperSampler(objects_of(dataset)),
         spec=SPEC,
         augment=PatchAugmentation(NOTHING, augment),
         kinds=kinds,
         num_batches=num_batches,
         batch_size=batch_size,
-        seed=seed,
+        seed=0,
     )
 
 
