@@ -263,7 +263,7 @@ class TrainingPatches(Dataset[Row | str]):
     def __getitem__(self, address: Address) -> Row | str:
         kind = self.kind_of(address.epoch, address.index // self.batch_size)
         key = key_of(self.seed, address.epoch, address.index)
-        generator = torch.Generator().manual_seed(key)
+        generator = torch.Generator().manual_seed(key_of(key, 0, 0))  # not the system's: its dropout would know the label
         try:  # a worker's exceptions reach the user wrapped in its traceback; a message does not
             patch = self.sampler.score(generator) if kind == "score" else self.sampler.mask(generator)
             sample = self.read(patch, generator)

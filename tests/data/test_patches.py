@@ -225,6 +225,16 @@ def test_batches_are_of_one_kind_and_kinds_are_mixed(tmp_path):
             assert [len(t) for t in batch.targets] == [1, 1]
 
 
+def test_what_a_system_draws_by_does_not_tell_the_label(tmp_path):
+    patches = patches_of(folder_of(tmp_path, [(100, 90, 80, 40)]), kinds={"score": 1.0}, num_batches=50, batch_size=8)
+    rows = [patches[Address(0, i)] for i in range(400)]
+    has_object = torch.tensor([len(row.instances) > 0 for row in rows]).float()
+    draws = torch.stack([torch.rand(8, generator=generator(row.key)) for row in rows])
+    assert 0.4 < float(has_object.mean()) < 0.6
+    correlation = torch.corrcoef(torch.cat([has_object[:, None], draws], dim=1).T)[0, 1:]
+    assert float(correlation.abs().max()) < 0.2
+
+
 def test_patches_depend_on_neither_workers_nor_where_one_begins(tmp_path):
     patches = patches_of(folder_of(tmp_path, [(100, 90, 80, 40)]), kinds={"mask": 0.5, "score": 0.5}, num_batches=3)
 
