@@ -7,8 +7,8 @@ does not grow with epochs. Masks are decoded one image at a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class Sample:
         id: the image's id in the annotation file.
         name: its file, for messages.
         input_size: (h, w) it shall have in the input frame; None leaves it to the input's resize rule.
+        proposals: for detectors that consume them.
     """
 
     image: Tensor
@@ -41,6 +42,12 @@ class Sample:
     id: int
     name: str
     input_size: tuple[int, int] | None = None
+    proposals: Instances | None = None
+
+    def moved(self, change: Callable[[Instances], Instances]) -> Sample:
+        """With objects and proposals changed alike."""
+        proposals = None if self.proposals is None else change(self.proposals)
+        return replace(self, instances=change(self.instances), proposals=proposals)
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,11 @@ class CocoDataset:
             keypoints=torch.from_numpy(keypoints.copy()) if self.keypoint_schema else None,
             is_crowd=torch.from_numpy(columns.is_crowd[rows].copy()),
         )
+
+    def boxes(self, index: int) -> npt.NDArray[np.float32]:
+        """The boxes of an image, xyxy px (N, 4), without a look at the masks."""
+        rows = slice(self._columns.image_starts[index], self._columns.image_starts[index + 1])
+        return _to_xyxy(self._columns.bboxes[rows], self.image_size(index))
 
     def columns(self, index: int) -> Columns:
         """The annotations of an image as the file has them, which is what evaluators compare."""

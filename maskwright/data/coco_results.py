@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from maskwright.data.coco import MAX_PROBLEMS_SHOWN, Categories, CocoDataset, integer, number, text
-from maskwright.structures import Instances, rle
+from maskwright.structures import Instances, Masks, rle
 
 
 def to_coco_results(instances: Instances, image_id: int, categories: Categories) -> list[dict[str, Any]]:
@@ -34,6 +37,30 @@ def to_coco_results(instances: Instances, image_id: int, categories: Categories)
             entry["segmentation"] = mask
         results.append(entry)
     return results
+
+
+def result_boxes(results: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
+    """Boxes of entries of a COCO results file, xyxy px (N, 4); those of the masks where an entry has none."""
+    corners = []
+    for entry in results:
+        if "bbox" in entry:
+            x, y, w, h = entry["bbox"]
+            corners.append((x, y, x + w, y + h))
+        else:
+            size = (int(entry["segmentation"]["size"][0]), int(entry["segmentation"]["size"][1]))
+            corners.append(tuple(Masks.from_rles([entry["segmentation"]], size).boxes()[0].tolist()))
+    return np.array(corners, dtype=np.float32).reshape(-1, 4)
+
+
+def result_code(entry: Mapping[str, Any]) -> str | bytes | None:
+    """Compressed run lengths of an entry's mask, None where it has none."""
+    code = entry.get("segmentation")
+    if not isinstance(code, dict):
+        return None
+    if isinstance(code["counts"], (str, bytes)):
+        return code["counts"]
+    counts: str = Masks.from_rles([code], (int(code["size"][0]), int(code["size"][1]))).to_rles()[0]["counts"]
+    return counts
 
 
 def check_results(path: Path, data: Any, dataset: CocoDataset) -> list[dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maskwright.data.coco import CocoDataset, Sample
+from maskwright.data.proposals import Proposals
 from maskwright.data.transforms import Transform, drop_unseen
 from maskwright.structures import ImageBatch, InputSpec, Instances, PatchKind
 
@@ -61,10 +62,27 @@ class Row(NamedTuple):
 
 
 class TrainingImages(Dataset[Row | str]):
-    """Augmented samples of a data set; an image that cannot be read gives its message."""
+    """Augmented samples of a data set; an image that cannot be read gives its message.
 
-    def __init__(self, dataset: CocoDataset, *, spec: InputSpec, transform: Transform, batch_size: int, seed: int) -> None:
+    Args:
+        proposals: for detectors that consume them.
+        with_masks: whether proposals bring their masks, which only predictions need.
+    """
+
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        *,
+        spec: InputSpec,
+        transform: Transform,
+        batch_size: int,
+        seed: int,
+        proposals: Proposals | None = None,
+        with_masks: bool = False,
+    ) -> None:
         self.dataset = dataset
+        self.proposals = proposals
+        self.with_masks = with_masks
         self.spec = spec
         self.transform = transform
         self.batch_size = batch_size
@@ -78,6 +96,9 @@ class TrainingImages(Dataset[Row | str]):
             sample = self.dataset.read(address.index, self.spec.intensity)
         except ValueError as error:
             return str(error)
+        if self.proposals is not None:
+            given = self.proposals.of(sample.id, sample.instances.image_size, with_masks=self.with_masks)
+            sample = replace(sample, proposals=given)
         key = key_of(self.seed, address.epoch, sample.id)
         sample = self.transform(sample, torch.Generator().manual_seed(key))
         pixels, instances = prepare(sample, self.spec)
@@ -114,11 +135,13 @@ def padded_together(answers: Sequence[Row | str], spec: InputSpec) -> Batch | st
         if isinstance(answer, str):
             return answer
     rows = [answer for answer in answers if not isinstance(answer, str)]
+    proposals = [row.sample.proposals for row in rows if row.sample.proposals is not None]
     images = ImageBatch.collate(
         [row.pixels for row in rows],
         original_sizes=[row.sample.instances.image_size for row in rows],
         size_divisor=spec.size_divisor,
         keys=[row.key for row in rows],
+        proposals=proposals or None,
     )
     return Batch(
         images,
@@ -195,9 +218,19 @@ def _or_raise(batch: Batch | str) -> Batch:
     return batch
 
 
-def evaluation_batches(dataset: CocoDataset, *, spec: InputSpec, batch_size: int, seed: int = 0) -> Iterator[Batch]:
+def evaluation_batches(
+    dataset: CocoDataset, *, spec: InputSpec, batch_size: int, proposals: Proposals | None = None
+) -> Iterator[Batch]:
     """Every image once, in order, as it is; images of the same input size share a batch."""
-    still = TrainingImages(dataset, spec=spec, transform=lambda sample, _: sample, batch_size=batch_size, seed=seed)
+    still = TrainingImages(
+        dataset,
+        spec=spec,
+        transform=lambda sample, _: sample,
+        batch_size=batch_size,
+        seed=0,
+        proposals=proposals,
+        with_masks=True,
+    )
     group: list[int] = []
     for index in range(len(dataset)):
         size = spec.resize.size(dataset.image_size(index))

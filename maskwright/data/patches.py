@@ -59,13 +59,14 @@ class Objects:
         self.image = np.repeat(np.arange(len(dataset)), counts)
         self.label = np.concatenate([c.labels for c in columns])
         self.is_crowd = np.concatenate([c.is_crowd for c in columns])
-        boxes = np.concatenate([c.bboxes for c in columns])  # x, y, width, height
+        boxes = np.concatenate([dataset.boxes(i) for i in range(len(dataset))]).astype(np.float64)
+        sides = boxes[:, 2:] - boxes[:, :2]
         self.scale = np.array([spec.resize.scale(dataset.image_size(i)) for i in range(len(dataset))])  # to the input frame
-        self.centre = boxes[:, :2] + boxes[:, 2:] / 2
-        self.side = boxes[:, 2:].max(axis=1, initial=0.0)
+        self.centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        self.side = sides.max(axis=1, initial=0.0)
         self.octave = np.log2(geometry.object_px / np.maximum(self.side * self.scale[self.image], 1e-3))
         area = np.concatenate([c.areas for c in columns])
-        teaches = ~self.is_crowd & (area >= min_area_px) & (boxes[:, 2:].min(axis=1, initial=np.inf) >= min_side_px)
+        teaches = ~self.is_crowd & (area >= min_area_px) & (sides.min(axis=1, initial=np.inf) >= min_side_px)
         self.teaching = np.flatnonzero(teaches)
         if not len(self.teaching):
             raise ValueError(

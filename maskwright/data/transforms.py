@@ -41,8 +41,8 @@ class Flip:
         """Mirror, or not."""
         if _uniform(generator, 0, 1) >= self.p:
             return sample
-        instances = sample.instances.flip(horizontal=self.horizontal, schema=self.schema)
-        return replace(sample, image=sample.image.flip(1 if self.horizontal else 0), instances=instances)
+        moved = sample.moved(lambda objects: objects.flip(horizontal=self.horizontal, schema=self.schema))
+        return replace(moved, image=sample.image.flip(1 if self.horizontal else 0))
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Transpose:
         if _uniform(generator, 0, 1) >= self.p:
             return sample
         size = None if sample.input_size is None else (sample.input_size[1], sample.input_size[0])
-        return replace(sample, image=sample.image.transpose(0, 1), instances=sample.instances.transpose(), input_size=size)
+        return replace(sample.moved(Instances.transpose), image=sample.image.transpose(0, 1), input_size=size)
 
 
 class ColorJitter:
@@ -134,7 +134,7 @@ class Compose:
 def crop(sample: Sample, window: Window) -> Sample:
     """Cut image and instances to x0, y0, x1, y1."""
     x0, y0, x1, y1 = window
-    return replace(sample, image=sample.image[y0:y1, x0:x1], instances=sample.instances.crop(window))
+    return replace(sample.moved(lambda objects: objects.crop(window)), image=sample.image[y0:y1, x0:x1])
 
 
 def drop_unseen(instances: Instances) -> Instances:

@@ -29,6 +29,7 @@ def load(
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     system: str | None = None,
+    proposals: str | Path | None = None,
     **arguments: Any,
 ) -> "Model":
     """Open a run folder or a weights file; no code from it is ever run.
@@ -38,12 +39,14 @@ def load(
         device: "auto", "cpu", "cuda", …
         precision: of the network; masks and boxes are always computed in float32.
         system: a system from outside the package, "package.module:builder", that may be imported if the run is of it.
+        proposals: the run of a proposal system, for a detector that was trained on files of proposals.
         arguments: of the system's builder, in place of the saved ones, for example num_proposals=2000.
 
     Raises:
         ValueError: nothing there, not a model of maskwright, or an argument the system does not have.
     """
-    network, card = open_model(Path(path), arguments, outside=system)
+    proposer = None if proposals is None else Path(proposals)
+    network, card = open_model(Path(path), arguments, outside=system, proposer=proposer)
     return Model(network, card, device=device, precision=precision)
 
 

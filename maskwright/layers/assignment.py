@@ -33,12 +33,15 @@ class IouMatcher:
             they themselves overlap most. None rescues no candidate; at -1 an object that touches none makes all those
             without overlap positive, as detectron2 and torchvision do.
         crowd_coverage: share of a candidate inside a crowd region from which it is no longer negative.
+        negative_from: highest IoU with an object a negative must have: far from all objects it teaches little (Fast R-CNN,
+            sec. 2.3). Images without objects have negatives all the same.
     """
 
     positive: float
     negative: float
     rescue_above: float | None
     crowd_coverage: float = 0.5
+    negative_from: float = 0.0
 
     def __call__(self, candidates: Tensor, targets: Instances) -> Assignment:
         """Assign candidates, xyxy px (N, 4), to targets of the same frame; crowd rows are never matched."""
@@ -49,7 +52,7 @@ class IouMatcher:
             iou = box_functions.iou(candidates, targets.boxes[objects])  # (N, G)
             best, row = iou.max(dim=1)
             index = objects[row]
-            kind[best >= self.negative] = IGNORED
+            kind[(best >= self.negative) | (best < self.negative_from)] = IGNORED
             kind[best >= self.positive] = POSITIVE
             if self.rescue_above is not None:
                 top = iou.amax(dim=0)

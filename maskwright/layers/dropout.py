@@ -12,7 +12,7 @@ def keyed_dropout(x: Tensor, generators: Sequence[torch.Generator] | None, *, p:
     Args:
         generators: on the CPU, one for each row; None leaves everything as it is, for prediction.
     """
-    if generators is None:
+    if generators is None or p == 0:
         return x
     kept = torch.stack([torch.rand(x.shape[1:], generator=generator) >= p for generator in generators])
     return x * kept.to(x) / (1 - p)

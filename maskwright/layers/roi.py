@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import roi_pool
 
 from maskwright.structures import boxes as box_functions
 
@@ -45,6 +46,31 @@ def level_of(boxes: Tensor, strides: Sequence[int], *, tolerance: float = 0.0) -
     side = box_functions.area(boxes).clamp(min=0).sqrt() / 224 + 1e-8  # detectron2; keeps empty boxes finite
     wanted = 16 * torch.exp2(torch.floor(torch.log2(side) + tolerance))
     return wanted.clamp(min(strides), max(strides)).to(torch.int64)
+
+
+class RoiPool(nn.Module):
+    """The greatest feature of each cell, cells rounded to whole features (Fast R-CNN, sec. 2.1), by torchvision.
+
+    Args:
+        side: cells per side of the grid, S.
+        stride: of the map RoIs are pooled from.
+    """
+
+    def __init__(self, side: int, *, stride: int) -> None:
+        super().__init__()
+        self.side = side
+        self.stride = stride
+
+    def extra_repr(self) -> str:
+        """Numbers for print(module)."""
+        return f"side={self.side}, stride={self.stride}"
+
+    def forward(self, features: Mapping[int, Tensor], rois: Rois) -> Tensor:
+        """{stride: (B, C, H_s, W_s)} and R RoIs → float32 (R, C, S, S)."""
+        rows = torch.cat([rois.image_index[:, None].to(rois.boxes.dtype), rois.boxes], dim=1)
+        with torch.autocast(rois.boxes.device.type, enabled=False):
+            pooled: Tensor = roi_pool(features[self.stride].float(), rows, self.side, 1 / self.stride)
+        return pooled
 
 
 class RoiAlign(nn.Module):

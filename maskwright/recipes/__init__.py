@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from maskwright.recipes import deepmask, embedmask, fcos, mask_rcnn
+from maskwright.recipes import deepmask, embedmask, fast_rcnn, fcos, mask_rcnn
 from maskwright.recipes.recipe import DataOptions, Recipe, Stage, parse_recipe, read_recipe
 from maskwright.recipes.small import small_recipe
 from maskwright.systems import find_builder
@@ -24,6 +24,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "embedmask-small": embedmask.embedmask_small,
     "embedmask-arxiv-small": embedmask.embedmask_arxiv_small,
     "embedmask-fused-small": embedmask.embedmask_fused_small,
+    "fast-rcnn-r50-fpn": fast_rcnn.fast_rcnn_r50_fpn,
+    "fast-rcnn-small": fast_rcnn.fast_rcnn_small,
+    "fast-rcnn-vgg16": fast_rcnn.fast_rcnn_vgg16,
     "faster-rcnn-r50-fpn": mask_rcnn.faster_rcnn_r50_fpn,
     "faster-rcnn-r50-fpn-torchvision": mask_rcnn.faster_rcnn_r50_fpn_torchvision,
     "faster-rcnn-small": mask_rcnn.faster_rcnn_small,
@@ -35,6 +38,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "mask-rcnn-r101-fpn": mask_rcnn.mask_rcnn_r101_fpn,
     "mask-rcnn-small": mask_rcnn.mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn.mask_rcnn_x101_fpn,
+    "multipath-small": fast_rcnn.multipath_small,
+    "multipath-vgg16": fast_rcnn.multipath_vgg16,
     "sharpmask-r50": deepmask.sharpmask_r50,
     "sharpmask-small": deepmask.sharpmask_small,
 }

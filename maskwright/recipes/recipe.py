@@ -116,6 +116,7 @@ class Recipe(_Options):
     stages: tuple[Stage, ...] = Field(min_length=1)
     data: DataOptions | None = Field(default=None, description="filled in when the run starts")
     backbone_weights: str | None = Field(default=None, description="a file, or 'timm' to download timm's ImageNet weights")
+    proposals: str | None = Field(default=None, description="for detectors on them: a run, or a folder of train.json, val.json")
     octaves_from_data: bool = Field(default=False, description="choose arguments.octaves by the sizes of training objects")
     intensity: Intensity = Intensity()
     ema_decay: float = Field(ge=0, lt=1, description="averaging of the weights; 0 switches it off")

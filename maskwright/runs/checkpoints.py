@@ -16,12 +16,14 @@ from maskwright.data.coco import Categories
 from maskwright.data.files import atomic_write, write_json
 from maskwright.recipes.recipe import complaints
 from maskwright.structures import InputSpec
-from maskwright.systems import SYSTEMS, Builder, System, find_builder
+from maskwright.systems import SYSTEMS, Builder, System, Task, find_builder
+from maskwright.systems.propose_then_detect import ProposeThenDetect
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
 CARD = "model.json"
 NORM_EPS = 1e-5  # of frozen norms, where a system has no argument for it
+PROPOSER = "proposer."  # before the names of weights of a system that a detector brings along
 ORIGIN = "timm"  # of a ResNet's weights, likewise
 
 
@@ -34,12 +36,14 @@ class ModelCard:
         arguments: the builder's, by name, the number of classes included.
         categories: names and original ids of the classes.
         input: how an image becomes pixels.
+        proposer: of the proposal system a detector brings along.
     """
 
     system: str
     arguments: dict[str, Any]
     categories: Categories
     input: InputSpec
+    proposer: "ModelCard | None" = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -64,6 +68,9 @@ class ModelCard:
                 arguments=arguments,
                 categories=Categories(names, ids),
                 input=InputSpec.from_dict(data["input"]),
+                proposer=None
+                if data.get("proposer") is None
+                else cls.from_dict({**data["proposer"], "format": FORMAT}, source),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{source}: not a model of maskwright ({error!r}): import other checkpoints first") from None
@@ -157,7 +164,7 @@ def find_weights(path: Path) -> Path:
 
 
 def open_model(
-    path: Path, arguments: Mapping[str, Any] | None = None, *, outside: str | None = None
+    path: Path, arguments: Mapping[str, Any] | None = None, *, outside: str | None = None, proposer: Path | None = None
 ) -> tuple[System, ModelCard]:
     """Build a system and load its weights from a run folder or weights file.
 
@@ -165,12 +172,15 @@ def open_model(
         arguments: builder arguments to use instead of the saved ones, for example max_detections; those that decide the size
             of the input decide it anew.
         outside: a system from outside the package that the caller vouches for.
+        proposer: run of a proposal system, for a detector that brings none along, or in place of it.
 
     Raises:
         ValueError: not a model of ours, weights that do not fit, or a system from outside the package.
     """
     file = find_weights(path)
     tensors, card = read_model(file)
+    if proposer is not None or card.proposer is not None:
+        return _open_with_proposer(file, card, tensors, arguments, proposer)
     if card.system not in SYSTEMS and card.system != outside:
         raise ValueError(f"{file}: made by {card.system!r}, which is not part of maskwright: a file alone never imports code")
     system = build_system(card.system, {**card.arguments, **(arguments or {})})
@@ -179,6 +189,34 @@ def open_model(
     card = replace(card, arguments={**card.arguments, **(arguments or {})}, input=spec)
     load_strictly(system, tensors, file)
     return system, card
+
+
+def _open_with_proposer(
+    file: Path,
+    card: ModelCard,
+    tensors: Mapping[str, Tensor],
+    arguments: Mapping[str, Any] | None,
+    other: Path | None,
+) -> tuple[System, ModelCard]:
+    """A detector on proposals with the system that makes them, its own or another."""
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(PROPOSER)}
+    for part in (card, *([card.proposer] if card.proposer and other is None else [])):
+        if part.system not in SYSTEMS:
+            raise ValueError(f"{file}: made by {part.system!r}, which is not part of maskwright: a file never imports code")
+    arguments = {**card.arguments, **(arguments or {})}
+    detector = build_system(card.system, arguments)
+    load_strictly(detector, own, file)
+    if other is not None:
+        proposer, made = open_model(other)
+    else:
+        assert card.proposer is not None
+        made, proposer = card.proposer, build_system(card.proposer.system, card.proposer.arguments)
+        proposer.input = made.input
+        load_strictly(proposer, {n.removeprefix(PROPOSER): t for n, t in tensors.items() if n.startswith(PROPOSER)}, file)
+    if proposer.task != Task.PROPOSALS:
+        raise ValueError(f"{other}: is a run of {made.system}, which answers {proposer.task}: name one of a proposal system")
+    whole: Any = ProposeThenDetect(proposer, detector)
+    return whole, replace(card, arguments=arguments, proposer=made)
 
 
 def load_strictly(system: System, tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -214,6 +252,7 @@ def initialize(system: System, card: ModelCard, path: Path, say: Callable[[str],
     """
     file = find_weights(path)
     tensors, source_card = read_model(file)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PROPOSER)}
     _check_norms(card, source_card, file)
     if source_card.system != card.system:
         say(f"{file}: trained as {source_card.system}, whose parts without weights may differ from those of {card.system}")

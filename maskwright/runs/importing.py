@@ -8,15 +8,17 @@ from typing import Any
 from maskwright.data.coco import Categories
 from maskwright.data.files import write_json
 from maskwright.runs.checkpoints import NORM_EPS, ModelCard, all_arguments, build_system, load_strictly, save_model
-from maskwright.weights import embedmask, torchvision
+from maskwright.weights import deepmask, embedmask, torchvision
 from maskwright.weights.conversion import Converted, Source
 from maskwright.weights.files import read_state_dict
 
 _EMBEDMASK = [f"embedmask-{depth}{version}" for depth in ("r50", "r101") for version in ("", "-arxiv", "-scalar", "-fused")]
 IMPORTABLE = {  # what is asked for → the builder with the parts these weights were trained with
+    "deepmask-r50": "deepmask-r50",
     "faster-rcnn-r50-fpn": "faster-rcnn-r50-fpn-torchvision",
     "fcos-r50": "fcos-r50-torchvision",
     "mask-rcnn-r50-fpn": "mask-rcnn-r50-fpn-torchvision",
+    "sharpmask-r50": "sharpmask-r50",
     **{name: name for name in _EMBEDMASK},
 }
 
@@ -35,7 +37,8 @@ def import_weights(
 ) -> ModelCard:
     """Make a run of another toolkit's checkpoint, whatever its classes.
 
-    torchvision's Faster and Mask R-CNN (R50-FPN, first versions) and FCOS; the authors' EmbedMask. The run records the parts
+    torchvision's Faster and Mask R-CNN (R50-FPN, first versions) and FCOS; the authors' EmbedMask, DeepMask and SharpMask
+    (.t7 files of Torch7). The run records the parts
     these weights were trained with, so that it answers as the original does. Rows keep their numbers as original ids; where
     their number is COCO's (torchvision's 91, EmbedMask's 80), they get COCO's names and ids.
 
@@ -111,7 +114,7 @@ def _names(file: Path, converted: Converted, given: Sequence[str] | None) -> tup
 def _read(file: Path, builder: str) -> Converted:
     """A checkpoint of what the builder builds, in our names."""
     state = read_state_dict(file)
-    sources: list[Source] = [torchvision, embedmask]
+    sources: list[Source] = [torchvision, embedmask, deepmask]
     for source in sources:
         if source.recognizes(state):
             try:
@@ -123,5 +126,5 @@ def _read(file: Path, builder: str) -> Converted:
                 raise ValueError(f"{file}: holds the weights of another system: import it with --system {right}")
             return converted
     some = ", ".join(list(state)[:3])
-    known = "torchvision's Faster R-CNN, Mask R-CNN or FCOS, or of the authors' EmbedMask"
+    known = "torchvision's Faster R-CNN, Mask R-CNN or FCOS, or of the authors' EmbedMask, DeepMask or SharpMask"
     raise ValueError(f"{file}: not a checkpoint of {known} (it holds {some}, ...)")

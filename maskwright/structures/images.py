@@ -97,7 +97,7 @@ class InputSpec:
         """Resize and normalize one image.
 
         Args:
-            image: RGB uint8 (H, W, 3).
+            image: RGB (H, W, 3), uint8 or of the same range.
             size: (h, w) in the input frame; by default what the resize rule says.
 
         Returns:
@@ -115,6 +115,22 @@ class InputSpec:
     def middle_gray(self) -> Tensor:
         """A pixel half way between black and white, as the network sees it, float32 (3,)."""
         return (torch.full((3,), self.value_range / 2) - torch.tensor(self.mean)) / torch.tensor(self.std)
+
+    def convert(self, images: ImageBatch, source: InputSpec) -> ImageBatch:
+        """Pixels that were made by another spec as this one would have made them; exact where that one kept the size."""
+        plain = []
+        for pixels, (height, width), original in zip(images.pixels, images.sizes, images.original_sizes, strict=True):
+            mean, std = (pixels.new_tensor(v)[:, None, None] for v in (source.mean, source.std))
+            values = (pixels[:, :height, :width] * std + mean) * (255 / source.value_range)
+            rgb = values if source.channel_order == "rgb" else values.flip(0)
+            plain.append(self.to_pixels(rgb.permute(1, 2, 0), self.resize.size(original)))
+        return ImageBatch.collate(
+            plain,
+            original_sizes=images.original_sizes,
+            size_divisor=self.size_divisor,
+            keys=images.keys,
+            proposals=images.proposals,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON would hold it."""
@@ -143,7 +159,7 @@ class ImageBatch:
         sizes: true (height, width) of each image inside the padding, input frame.
         original_sizes: (height, width) of each image as it is on disk, upright.
         keys: for each image a number that decides every random draw made for it (training).
-        proposals: boxes to classify, input frame, for systems that consume proposals.
+        proposals: what detectors on proposals classify, original frame, so that masks stay as they were drawn.
     """
 
     pixels: Tensor
@@ -163,6 +179,7 @@ class ImageBatch:
         original_sizes: Sequence[tuple[int, int]],
         size_divisor: int,
         keys: Sequence[int] | None = None,
+        proposals: Sequence[Instances] | None = None,
     ) -> ImageBatch:
         """Pad normalized images (3, h, w) into one batch."""
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
@@ -171,12 +188,22 @@ class ImageBatch:
         pixels = images[0].new_zeros((len(images), 3, height, width))
         for row, image, (h, w) in zip(pixels, images, sizes, strict=True):
             row[:, :h, :w] = image
-        return cls(pixels=pixels, sizes=sizes, original_sizes=list(original_sizes), keys=None if keys is None else list(keys))
+        return cls(
+            pixels=pixels,
+            sizes=sizes,
+            original_sizes=list(original_sizes),
+            keys=None if keys is None else list(keys),
+            proposals=None if proposals is None else list(proposals),
+        )
 
     def to(self, device: torch.device | str) -> ImageBatch:
         """The same batch on another device."""
         proposals = None if self.proposals is None else [p.to(device) for p in self.proposals]
         return replace(self, pixels=self.pixels.to(device), proposals=proposals)
+
+    def with_proposals(self, proposals: Sequence[Instances]) -> ImageBatch:
+        """The same batch with proposals for each image, original frame."""
+        return replace(self, proposals=list(proposals))
 
     def generators(self) -> list[torch.Generator]:
         """One random generator for each image: among images of one size, a draw does not depend on who shares the batch."""

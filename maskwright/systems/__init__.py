@@ -14,6 +14,7 @@ from maskwright.systems.embedmask_early import (
     embedmask_r101_scalar,
 )
 from maskwright.systems.embedmask_fused import embedmask_fused_small, embedmask_r50_fused, embedmask_r101_fused
+from maskwright.systems.fast_rcnn import fast_rcnn_r50_fpn, fast_rcnn_small, fast_rcnn_vgg16
 from maskwright.systems.fcos import fcos_r50, fcos_small
 from maskwright.systems.mask_rcnn import (
     faster_rcnn_r50_fpn,
@@ -23,6 +24,7 @@ from maskwright.systems.mask_rcnn import (
     mask_rcnn_small,
     mask_rcnn_x101_fpn,
 )
+from maskwright.systems.multipath import multipath_small, multipath_vgg16
 from maskwright.systems.sharpmask import sharpmask_r50, sharpmask_small
 from maskwright.systems.system import Loss, System, Task
 from maskwright.systems.torchvision_fcos import fcos_r50_torchvision
@@ -47,6 +49,9 @@ SYSTEMS: dict[str, Builder] = {
     "embedmask-small": embedmask_small,
     "embedmask-arxiv-small": embedmask_arxiv_small,
     "embedmask-fused-small": embedmask_fused_small,
+    "fast-rcnn-r50-fpn": fast_rcnn_r50_fpn,
+    "fast-rcnn-small": fast_rcnn_small,
+    "fast-rcnn-vgg16": fast_rcnn_vgg16,
     "faster-rcnn-r50-fpn": faster_rcnn_r50_fpn,
     "faster-rcnn-r50-fpn-torchvision": faster_rcnn_r50_fpn_torchvision,
     "faster-rcnn-small": faster_rcnn_small,
@@ -58,6 +63,8 @@ SYSTEMS: dict[str, Builder] = {
     "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,
     "mask-rcnn-small": mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn_x101_fpn,
+    "multipath-small": multipath_small,
+    "multipath-vgg16": multipath_vgg16,
     "sharpmask-r50": sharpmask_r50,
     "sharpmask-small": sharpmask_small,
 }

@@ -31,7 +31,7 @@ from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.nms import nms_by_group
 from maskwright.layers.precision import ClassConv1x1, Float32Conv2d, Float32Linear
-from maskwright.layers.roi import RoiAlign, Rois
+from maskwright.layers.roi import RoiAlign, RoiPool, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks, ResizeRule
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.system import Loss, Task, masks_of
@@ -272,11 +272,21 @@ class RoiSampler:
     Args:
         num_classes: K, also the label of the background.
         per_image: RoIs drawn for each image.
+        iou: with an object from which a RoI holds it.
+        negative_from: see `IouMatcher`.
     """
 
-    def __init__(self, *, num_classes: int, per_image: int, positive_fraction: float = 0.25) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        per_image: int,
+        positive_fraction: float = 0.25,
+        iou: float = 0.5,
+        negative_from: float = 0.0,
+    ) -> None:
         self.num_classes = num_classes
-        self.matcher = IouMatcher(positive=0.5, negative=0.5, rescue_above=None)
+        self.matcher = IouMatcher(positive=iou, negative=iou, rescue_above=None, negative_from=negative_from)
         self.sampler = BalancedSampler(per_image, positive_fraction)
 
     def __call__(self, proposals: list[Tensor], targets: list[Instances], generators: list[torch.Generator]) -> SampledRois:
@@ -305,7 +315,45 @@ class RoiSampler:
 # Box head (FPN, sec. 5.2)
 
 
-class BoxHead(nn.Module):
+class BoxSelection(nn.Module):
+    """How class probabilities and deltas of proposals become detections.
+
+    Args:
+        score_threshold: detections at or below it are dropped before suppression.
+        nms_iou: overlap above which a detection suppresses a worse one of its class.
+        min_side_px: detections must exceed this on both sides.
+    """
+
+    def __init__(self, *, score_threshold: float, nms_iou: float, min_side_px: float) -> None:
+        super().__init__()
+        self.coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))  # Fast R-CNN's code, BBOX_REG_WEIGHTS
+        self.score_threshold = score_threshold
+        self.nms_iou = nms_iou
+        self.min_side_px = min_side_px
+
+    def select(self, proposals: list[Instances], probs: Tensor, deltas: Tensor, *, keep: int) -> list[tuple[Instances, Tensor]]:
+        """The best `keep` detections of each image, and the proposal each came from, int64 (N,).
+
+        Args:
+            probs: of every class and, last, the background, for the proposals of all images, (R, K + 1).
+            deltas: (R, K, 4).
+        """
+        counts = [len(p) for p in proposals]
+        of_image = zip(proposals, torch.split(probs[:, :-1], counts), torch.split(deltas, counts), strict=True)
+        answers = []
+        for proposal, scores, image_deltas in of_image:
+            row, label = torch.nonzero(scores > self.score_threshold).unbind(1)
+            boxes = self.coder.decode(image_deltas[row, label], proposal.boxes[row])
+            boxes = box_functions.clip(boxes, proposal.image_size)
+            valid = box_functions.is_valid(boxes, min_px=self.min_side_px)
+            row, boxes, label, score = row[valid], boxes[valid], label[valid], scores[row, label][valid]
+            kept = nms_by_group(boxes, score, label, self.nms_iou, keep=keep)
+            found = Instances(proposal.image_size, boxes=boxes[kept], labels=label[kept], scores=score[kept])
+            answers.append((found, row[kept]))
+        return answers
+
+
+class BoxHead(BoxSelection):
     """Class and class-specific box of each RoI, from two hidden layers on 7×7 pooled features.
 
     Args:
@@ -314,9 +362,7 @@ class BoxHead(nn.Module):
         num_classes: K.
         pool: RoIAlign to the head's grid.
         box_beta: error from which the smooth L1 loss of boxes is linear; 0 is L1.
-        score_threshold: detections at or below it are dropped before suppression.
-        nms_iou: overlap above which a detection suppresses a worse one of its class.
-        min_side_px: detections must exceed this on both sides.
+        score_threshold, nms_iou, min_side_px: see `BoxSelection`.
     """
 
     CLASS_ROWS: ClassVar = {"classes.weight": 1, "classes.bias": 1, "deltas.weight": 4, "deltas.bias": 4}
@@ -327,13 +373,13 @@ class BoxHead(nn.Module):
         *,
         hidden: int,
         num_classes: int,
-        pool: RoiAlign,
+        pool: RoiAlign | RoiPool,
         box_beta: float = 0.0,
         score_threshold: float = 0.05,
         nms_iou: float = 0.5,
         min_side_px: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(score_threshold=score_threshold, nms_iou=nms_iou, min_side_px=min_side_px)
         self.pool = pool
         self.fc1 = nn.Linear(channels * pool.side**2, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
@@ -344,11 +390,7 @@ class BoxHead(nn.Module):
             nn.init.zeros_(layer.bias)
         init_normal(self.classes, std=0.01)
         init_normal(self.deltas, std=0.001)
-        self.coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))  # Fast R-CNN's code, BBOX_REG_WEIGHTS
         self.box_beta = box_beta
-        self.score_threshold = score_threshold
-        self.nms_iou = nms_iou
-        self.min_side_px = min_side_px
 
     def forward(self, features: Features, rois: Rois) -> tuple[Tensor, Tensor]:
         """Class logits (R, K + 1), background last, and deltas (R, K, 4)."""
@@ -358,33 +400,25 @@ class BoxHead(nn.Module):
 
     def loss(self, features: Features, sampled: SampledRois) -> dict[str, Loss]:
         """Cross entropy over all RoIs; (smooth) L1 over the positives, divided by the number of all (Fast R-CNN's code)."""
-        logits, deltas = self(features, sampled.rois)
-        count = logits.new_tensor(len(sampled.rois))
-        positives = sampled.positives
-        wanted = self.coder.encode(sampled.target_boxes, positives.boxes)
-        rows = torch.arange(len(positives), device=deltas.device)
-        answered = deltas[rows, sampled.labels[: len(positives)]]
-        return {
-            "class": Loss(F.cross_entropy(logits, sampled.labels, reduction="sum"), count),
-            "box": Loss(F.smooth_l1_loss(answered, wanted, beta=self.box_beta, reduction="sum"), count),
-        }
+        return box_losses(sampled, *self(features, sampled.rois), coder=self.coder, beta=self.box_beta)
 
     def detect(self, features: Features, proposals: list[Instances], *, keep: int) -> list[Instances]:
         """The best `keep` detections of each image, input frame, best first."""
-        rois = Rois.of([p.boxes for p in proposals])
-        logits, deltas = self(features, rois)
-        probs = logits.softmax(dim=1)[:, :-1]  # (R, K)
-        counts = [len(p) for p in proposals]
-        found = []
-        for proposal, scores, image_deltas in zip(proposals, probs.split(counts), deltas.split(counts), strict=True):
-            row, label = torch.nonzero(scores > self.score_threshold).unbind(1)
-            boxes = self.coder.decode(image_deltas[row, label], proposal.boxes[row])
-            boxes = box_functions.clip(boxes, proposal.image_size)
-            valid = box_functions.is_valid(boxes, min_px=self.min_side_px)
-            boxes, label, score = boxes[valid], label[valid], scores[row, label][valid]
-            kept = nms_by_group(boxes, score, label, self.nms_iou, keep=keep)
-            found.append(Instances(proposal.image_size, boxes=boxes[kept], labels=label[kept], scores=score[kept]))
-        return found
+        logits, deltas = self(features, Rois.of([p.boxes for p in proposals]))
+        return [found for found, _ in self.select(proposals, logits.softmax(dim=1), deltas, keep=keep)]
+
+
+def box_losses(sampled: SampledRois, logits: Tensor, deltas: Tensor, *, coder: BoxCoder, beta: float) -> dict[str, Loss]:
+    """Of class logits (R, K + 1) and deltas (R, K, 4) of the RoIs drawn."""
+    count = logits.new_tensor(len(sampled.rois))
+    positives = sampled.positives
+    wanted = coder.encode(sampled.target_boxes, positives.boxes)
+    rows = torch.arange(len(positives), device=deltas.device)
+    answered = deltas[rows, sampled.labels[: len(positives)]]
+    return {
+        "class": Loss(F.cross_entropy(logits, sampled.labels, reduction="sum"), count),
+        "box": Loss(F.smooth_l1_loss(answered, wanted, beta=beta, reduction="sum"), count),
+    }
 
 
 # Mask head (Mask R-CNN, sec. 3, mask representation; fig. 4 right)

@@ -192,10 +192,6 @@ class ConcatenatedModule(RefinementModule):
 def sharpmask_r50(
     *,
     num_classes: int,
-    window_px: int = 160,
-    halvings: Literal[3, 4] = 4,
-    reduced: int | None = 128,
-    head: Literal["a", "b", "c"] = "c",
     norm: Norm = "frozen",
     width: int = 32,
     schedule: Schedule = "b",
@@ -205,15 +201,21 @@ def sharpmask_r50(
     long_px: int | None = None,
     is_sharp: bool = True,
     max_detections: int = 1000,
+    score_threshold: float = 0.0,
+    nms_iou: float | None = None,
 ) -> SharpMask:
-    """SharpMask on ResNet-50: DeepMask's parameters and 2,750,535 more, whatever the classes."""
-    parts = resnet_parts(
-        window_px=window_px, halvings=halvings, reduced=reduced, head=head, norm=norm, octaves=octaves, long_px=long_px
-    )
+    """SharpMask on ResNet-50, W160-P4-D39-F128: DeepMask's parameters and 2,750,535 more, whatever the classes."""
+    parts = resnet_parts(window_px=160, halvings=4, reduced=128, head="c", norm=norm, octaves=octaves, long_px=long_px)
     channels = parts["backbone"].channels
-    cells = window_px // max(channels)
-    refinement = Refinement(channels, size=512, cells=cells, width=width, schedule=schedule, form=form, upsampling=upsampling)
-    return SharpMask(refinement=refinement, is_sharp=is_sharp, max_detections=max_detections, **parts)
+    refinement = Refinement(channels, size=512, cells=10, width=width, schedule=schedule, form=form, upsampling=upsampling)
+    return SharpMask(
+        refinement=refinement,
+        is_sharp=is_sharp,
+        max_detections=max_detections,
+        score_threshold=score_threshold,
+        nms_iou=nms_iou,
+        **parts,
+    )
 
 
 def sharpmask_small(

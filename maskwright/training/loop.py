@@ -33,13 +33,23 @@ from maskwright.layers.backbones import Backbone
 from maskwright.layers.norms import has_frozen_norms
 from maskwright.recipes import Recipe, Stage
 from maskwright.runs import ModelCard, Precision, choose_precision, initialize, save_model
-from maskwright.runs.checkpoints import ORIGIN, WEIGHTS, all_arguments, build_system, read_model, read_tensors, save_tensors
+from maskwright.runs.checkpoints import (
+    ORIGIN,
+    PROPOSER,
+    WEIGHTS,
+    all_arguments,
+    build_system,
+    read_model,
+    read_tensors,
+    save_tensors,
+)
 from maskwright.runs.device import return_freed_memory
 from maskwright.runs.progress import shown
 from maskwright.structures import ImageBatch, Instances
 from maskwright.systems import Loss, System, Task
 from maskwright.training.distributed import Processes, joined, own_device, parallel, without_exchange
 from maskwright.training.optimization import build_optimizer, learning_rate_factor, moving_average, set_trainable
+from maskwright.training.proposals import GivenProposals, proposals_of
 from maskwright.training.scales import octaves_of_data
 from maskwright.training.sources import training_source, validation_batches
 from maskwright.weights import load_backbone
@@ -70,6 +80,7 @@ class _Run:
     console: Console
     processes: Processes
     average: AveragedModel | None
+    given: GivenProposals | None
     stage: int = 0
     step: int = 0  # of the stage
     best: float | None = None  # AP of the best model, negative where there is nothing to find
@@ -183,7 +194,8 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
 
 
 def _source(run: _Run, stage: Stage) -> TrainingSource:
-    return training_source(stage, run.system, run.train, run.recipe.seed + run.stage)
+    proposals = None if run.given is None else run.given.train
+    return training_source(stage, run.system, run.train, run.recipe.seed + run.stage, proposals)
 
 
 def _parallel(run: _Run, stage: Stage) -> nn.Module:
@@ -279,7 +291,8 @@ def _validation_losses(run: _Run, stage: Stage) -> dict[str, list[float]]:
     """This process' total and count of each term over the validation batches."""
     totals: dict[str, list[float]] = {}
     device, share = run.precision.device, Share(1, run.processes.rank, run.processes.count)
-    for batch in validation_batches(stage, run.scored, run.val, share):
+    proposals = None if run.given is None else run.given.val
+    for batch in validation_batches(stage, run.scored, run.val, share, proposals):
         losses = run.scored.loss(batch.images.to(device), [t.to(device) for t in batch.targets])
         for name, loss in losses.items():
             total, count = totals.setdefault(name, [0.0, 0.0])
@@ -290,7 +303,8 @@ def _validation_losses(run: _Run, stage: Stage) -> dict[str, list[float]]:
 def _validation_results(run: _Run) -> list[dict[str, Any]]:
     """Detections in this process' share of the validation images."""
     mine = run.val.subset(range(run.processes.rank, len(run.val), run.processes.count))
-    batches = evaluation_batches(mine, spec=run.scored.input, batch_size=4)
+    proposals = None if run.given is None else run.given.val
+    batches = evaluation_batches(mine, spec=run.scored.input, batch_size=4, proposals=proposals)
     categories = run.val.categories
     if run.scored.task == Task.PROPOSALS:
         categories = Categories(PROPOSAL.names, categories.ids[:1])  # classes are ignored
@@ -334,7 +348,7 @@ def _report(run: _Run, stage: Stage, optimizer: torch.optim.Optimizer, *, epoch:
     }
     if run.processes.is_first:  # what comes last makes the others count; a run killed in between does them again
         if improved:
-            save_model(run.out / "best", run.card, run.scored.state_dict())
+            save_model(run.out / "best", run.card, _weights(run))
         with (run.out / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     _save_last(run, optimizer)
@@ -358,7 +372,7 @@ def _save_last(run: _Run, optimizer: torch.optim.Optimizer) -> None:
     """The kept model, and beside it all that training needs to go on."""
     if not run.processes.is_first:
         return
-    save_model(run.out / "last", run.card, run.scored.state_dict())
+    save_model(run.out / "last", run.card, _weights(run))
     tensors = {f"model.{name}": tensor for name, tensor in run.system.state_dict().items()}
     if run.average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in run.average.state_dict().items()}
@@ -366,6 +380,12 @@ def _save_last(run: _Run, optimizer: torch.optim.Optimizer) -> None:
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items() if value is not None}
     position = {name: getattr(run, name) for name in POSITION}
     save_tensors(run.out / "last" / STATE, tensors, {"training": position})
+
+
+def _weights(run: _Run) -> dict[str, Tensor]:
+    """Of the kept model, and of the system that makes its proposals."""
+    brought = {} if run.given is None else run.given.weights
+    return {**run.scored.state_dict(), **{f"{PROPOSER}{name}": tensor for name, tensor in brought.items()}}
 
 
 def _restore(run: _Run) -> dict[str, Tensor]:
@@ -455,6 +475,9 @@ def _open_run(
         _starting_weights(system, recipe, card, init, console)
     cast(nn.Module, system).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     system.train()
+    given = proposals_of(recipe, system, train_set, val_set, precision=precision, processes=processes, console=console)
+    if given is not None:
+        card = replace(card, proposer=given.card)
     run = _Run(
         recipe=recipe,
         out=out,
@@ -466,6 +489,7 @@ def _open_run(
         console=console,
         processes=processes,
         average=moving_average(system, recipe.ema_decay) if recipe.ema_decay else None,
+        given=given,
     )
     split = {"train": train_set.image_ids.tolist(), "val": val_set.image_ids.tolist()}
     processes.tell(None)  # all have looked at the folder before the first one writes

@@ -34,8 +34,9 @@ def octaves_of_data(
         raise ValueError(f"octaves_from_data is for systems that look at windows, {recipe.system} looks at whole images")
     sides: list[float] = []
     for i in range(len(dataset)):
-        columns, scale = dataset.columns(i), system.input.resize.scale(dataset.image_size(i))
-        sides += (columns.bboxes[~columns.is_crowd, 2:].max(axis=1) * scale).tolist()
+        boxes = dataset.boxes(i)[~dataset.columns(i).is_crowd]
+        scale = system.input.resize.scale(dataset.image_size(i))
+        sides += ((boxes[:, 2:] - boxes[:, :2]).max(axis=1) * scale).tolist()
     octaves = octaves_for(sides, object_px=geometry.object_px)
     shown = ", ".join(f"{side:.0f}" for side in np.percentile(sides, PERCENTILES))
     say(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from maskwright.data import CocoDataset
 from maskwright.data.loader import Batch, Share, TrainingImages, TrainingSource, evaluation_batches, training_batches
 from maskwright.data.patches import SAMPLERS, Objects, PatchAugmentation, TrainingPatches
+from maskwright.data.proposals import Proposals
 from maskwright.data.transforms import Compose
 from maskwright.recipes import Stage
 from maskwright.structures import PatchGeometry
@@ -12,19 +13,25 @@ from maskwright.systems import System
 from maskwright.training.augmentation import augmentation, patch_augmentation
 
 
-def training_source(stage: Stage, system: System, dataset: CocoDataset, seed: int) -> TrainingSource:
+def training_source(
+    stage: Stage, system: System, dataset: CocoDataset, seed: int, proposals: Proposals | None
+) -> TrainingSource:
     """What a stage learns from."""
     if stage.patches is not None:
         return _patches(stage, system, dataset, patch_augmentation(stage.augment), stage.patches.batches_per_epoch, seed)
     transform = augmentation(stage.augment, system.input, dataset.keypoint_schema)
-    return TrainingImages(dataset, spec=system.input, transform=transform, batch_size=stage.batch_size, seed=seed)
+    return TrainingImages(
+        dataset, spec=system.input, transform=transform, batch_size=stage.batch_size, seed=seed, proposals=proposals
+    )
 
 
-def validation_batches(stage: Stage, system: System, dataset: CocoDataset, share: Share) -> Iterator[Batch]:
+def validation_batches(
+    stage: Stage, system: System, dataset: CocoDataset, share: Share, proposals: Proposals | None
+) -> Iterator[Batch]:
     """One process' batches for a stage's validation loss, always the same ones and not augmented."""
     if stage.patches is None:
         mine = dataset.subset(range(share.rank, len(dataset), share.processes))
-        yield from evaluation_batches(mine, spec=system.input, batch_size=4)
+        yield from evaluation_batches(mine, spec=system.input, batch_size=4, proposals=proposals)
     elif dataset.num_instances:
         still = PatchAugmentation(Compose([]), Compose([]))
         source = _patches(stage, system, dataset, still, stage.patches.validation_batches, seed=0)

@@ -11,11 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from maskwright.weights.torch7 import read_t7, tensors_of
+
 WRAPPERS = ("module.", "model.", "_orig_mod.")  # before every name: data parallel and averaging, Lightning, torch.compile
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The table of tensors in a .safetensors file or a torch checkpoint.
+    """The table of tensors in a .safetensors file, a torch checkpoint, or a .t7 file of Torch7.
 
     A table under "state_dict" or "model" is taken out of what a training script saved around it, and what wrappers put before
     every name is left away.
@@ -25,6 +27,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such weights file")
+    if path.suffix == ".t7":
+        return dict(tensors_of(read_t7(path)))
     data: Any = _load_safetensors(path) if path.suffix == ".safetensors" else _load_plain(path)
     for key in ("state_dict", "model"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):

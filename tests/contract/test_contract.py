@@ -10,6 +10,7 @@ from maskwright.recipes import find_recipe
 from maskwright.runs import ModelCard, open_model, save_model
 from maskwright.structures import ImageBatch, Instances, Masks, PatchBatch
 from maskwright.systems import SYSTEMS, Task
+from maskwright.systems.fast_rcnn import FastRCNN
 
 SMALL = [name for name in SYSTEMS if name.endswith("-small")]
 
@@ -23,9 +24,21 @@ def batch_of(system, sizes, seed=0):
     g = torch.Generator().manual_seed(seed)
     images = [torch.randn(3, *size, generator=g) for size in sizes]
     originals = [(2 * h, 2 * w) for h, w in sizes]
-    return ImageBatch.collate(
+    batch = ImageBatch.collate(
         images, original_sizes=originals, size_divisor=system.input.size_divisor, keys=list(range(len(sizes)))
     )
+    return batch.with_proposals([proposals(size) for size in originals]) if isinstance(system, FastRCNN) else batch
+
+
+def proposals(size):
+    """Rectangles of all sizes all over an image."""
+    dense = torch.zeros(30, *size, dtype=torch.bool)
+    g = torch.Generator().manual_seed(size[0])
+    for row, (y, x, h, w) in zip(dense, torch.rand(30, 4, generator=g).tolist(), strict=True):
+        top, left = int(0.8 * y * size[0]), int(0.8 * x * size[1])
+        row[top : top + 8 + int(h * size[0]), left : left + 8 + int(w * size[1])] = True
+    masks = Masks.from_dense(dense)
+    return Instances(size, boxes=masks.boxes(), labels=torch.zeros(30, dtype=torch.int64), scores=torch.ones(30), masks=masks)
 
 
 def part_of(batch, i):
@@ -35,6 +48,7 @@ def part_of(batch, i):
         sizes=batch.sizes[i : i + 1],
         original_sizes=batch.original_sizes[i : i + 1],
         keys=batch.keys[i : i + 1],
+        proposals=None if batch.proposals is None else batch.proposals[i : i + 1],
     )
 
 
@@ -97,6 +111,9 @@ def test_loss_is_finite_and_reaches_every_parameter(name):
     batch = batch_of(system, [(640, 576), (96, 80)])
     targets = [squares((640, 576), [40, 100, 200, 400, 570]), objects((96, 80), 3, crowd=True)]
     losses = loss_of(name, system, batch, targets)
+    for shift in range(2, 24, 2) if name == "multipath-small" else ():  # each image draws one of its six classifiers
+        further = loss_of(name, system, replace(batch, keys=[key + shift for key in batch.keys]), targets)
+        losses |= {f"{key} {shift}": loss for key, loss in further.items()}
     assert all(loss.total.dtype == torch.float32 and loss.total.shape == () for loss in losses.values())
     total(losses).backward()
     for key, parameter in system.named_parameters():

@@ -1,0 +1,73 @@
+"""Runs of detectors on proposals. Every one needs `proposals`: the run of a proposal system, or a folder of results files.
+
+Paper sizes: Fast R-CNN as on VOC 2007, 40,000 steps of 2 images (16 epochs of its 5,011); MultiPathNet as on COCO, 320,000
+steps of 4 images (11 epochs), the backbone frozen; both from ImageNet weights of the backbone.
+
+    maskwright train fast-rcnn-vgg16 --data voc --set proposals=runs/sharpmask --set backbone_weights=timm --out runs/fast
+
+Cost: MultiPathNet about three days on four Titan X (the paper). Expect AP50 68.2 on VOC 2007 with 100 of DeepMask's proposals,
+69.9 with 500 (DeepMask, table 3); on COCO mask AP 25.1 and box AP 33.5 of an ensemble of MultiPathNets on SharpMask's
+(SharpMask, table 4). Not run by us at this size.
+
+Small sizes: as the other small systems.
+
+    maskwright train fast-rcnn-small --data nuclei --set proposals=runs/sharpmask-nuclei --out runs/fast-nuclei
+"""
+
+from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, Recipe, ScheduleOptions, Stage
+from maskwright.recipes.small import small_recipe
+
+_FROZEN_VGG = tuple(f"features.network.features_{i}." for i in (0, 2, 5, 7))  # up to conv2_2 (Fast R-CNN, sec. 4.5)
+
+_FAST_RCNN = Stage(
+    epochs=16,
+    batch_size=2,
+    optimizer=OptimizerOptions(
+        kind="sgd", lr=0.001, weight_decay=5e-4, bias_weight_decay=0.0, norm_weight_decay=0.0, bias_lr_factor=2.0
+    ),
+    schedule=ScheduleOptions(kind="step", warmup_steps=0, drops=(0.75,)),
+    frozen=_FROZEN_VGG,
+)
+
+_MULTIPATH = Stage(
+    epochs=11,
+    batch_size=4,
+    optimizer=OptimizerOptions(kind="sgd", lr=0.001, weight_decay=0.0, bias_weight_decay=0.0, norm_weight_decay=0.0),
+    schedule=ScheduleOptions(kind="step", warmup_steps=0, drops=(280 / 320,)),
+    frozen=("features.",),
+)
+
+_FAST_RCNN_FPN = Stage(
+    epochs=12,
+    batch_size=16,
+    optimizer=OptimizerOptions(kind="sgd", lr=0.02, weight_decay=1e-4, bias_weight_decay=1e-4, norm_weight_decay=0.0),
+    schedule=ScheduleOptions(kind="step", warmup_steps=1000, drops=(60 / 90, 80 / 90)),
+    augment=AugmentOptions(short_sides=(640, 672, 704, 736, 768, 800)),
+    frozen=("features.0.network.conv1.", "features.0.network.bn1.", "features.0.network.layer1."),
+)
+"""Faster R-CNN's schedule of detectron2, as there is none for it on others' proposals."""
+
+
+def fast_rcnn_vgg16() -> Recipe:
+    """Fast R-CNN, VGG-16: expect AP50 69.9 on VOC 2007 with 500 of DeepMask's proposals (DeepMask, table 3)."""
+    return Recipe(system="fast-rcnn-vgg16", stages=(_FAST_RCNN,), ema_decay=0.0, workers=4)
+
+
+def fast_rcnn_r50_fpn() -> Recipe:
+    """Fast R-CNN, R50-FPN: no result with these proposals is known to us."""
+    return Recipe(system="fast-rcnn-r50-fpn", stages=(_FAST_RCNN_FPN,), ema_decay=0.0, workers=4)
+
+
+def multipath_vgg16() -> Recipe:
+    """MultiPathNet, VGG-16: expect box AP 27.9 with DeepMask's proposals (MultiPath, its ablation with all three parts)."""
+    return Recipe(system="multipath-vgg16", stages=(_MULTIPATH,), ema_decay=0.0, workers=4)
+
+
+def fast_rcnn_small() -> Recipe:
+    """Fast R-CNN, small."""
+    return small_recipe("fast-rcnn-small")
+
+
+def multipath_small() -> Recipe:
+    """MultiPathNet, small."""
+    return small_recipe("multipath-small")
