@@ -149,13 +149,13 @@ class ProposalBoxHead(BoxHead):
     ) -> dict[str, Loss]:
         """Cross entropy over all RoIs; smooth L1 over the positives, divided by the number of all."""
         hidden = self.hidden(features, sampled.rois, generators)
-        deltas = self.deltas(hidden).reshape(len(hidden), -1, 4)
+        deltas = self.deltas(hidden).unflatten(1, (-1, 4))
         return box_losses(sampled, self.classes(hidden), deltas, coder=self.coder, beta=self.box_beta)
 
     def answer(self, features: Features, proposals: list[Instances], *, keep: int) -> list[tuple[Instances, Tensor]]:
         """The best `keep` detections of each image, and the proposal each came from."""
         hidden = self.hidden(features, Rois.of([p.boxes for p in proposals]), None)
-        probs, deltas = self.classes(hidden).softmax(dim=1), self.deltas(hidden).reshape(len(hidden), -1, 4)
+        probs, deltas = self.classes(hidden).softmax(dim=1), self.deltas(hidden).unflatten(1, (-1, 4))
         return self.select(proposals, probs, deltas, keep=keep)
 
 

@@ -396,7 +396,7 @@ class BoxHead(BoxSelection):
         """Class logits (R, K + 1), background last, and deltas (R, K, 4)."""
         pooled = self.pool(features, rois).flatten(1)  # (R, C·7·7)
         hidden = F.relu(self.fc2(F.relu(self.fc1(pooled), inplace=True)), inplace=True)
-        return self.classes(hidden), self.deltas(hidden).reshape(len(rois), -1, 4)
+        return self.classes(hidden), self.deltas(hidden).unflatten(1, (-1, 4))
 
     def loss(self, features: Features, sampled: SampledRois) -> dict[str, Loss]:
         """Cross entropy over all RoIs; (smooth) L1 over the positives, divided by the number of all (Fast R-CNN's code)."""

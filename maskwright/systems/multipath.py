@@ -175,13 +175,13 @@ class MultiPathHead(BoxSelection):
         foveal, wider = self.hidden(features, sampled.rois, generators)
         logits = torch.stack([classify(foveal) for classify in self.classes])  # (U, R, K + 1)
         chosen = logits[drawn[sampled.rois.image_index], torch.arange(len(foveal), device=foveal.device)]
-        return box_losses(sampled, chosen, self.deltas(wider).reshape(len(wider), -1, 4), coder=self.coder, beta=1.0)
+        return box_losses(sampled, chosen, self.deltas(wider).unflatten(1, (-1, 4)), coder=self.coder, beta=1.0)
 
     def answer(self, features: Features, proposals: list[Instances], *, keep: int) -> list[tuple[Instances, Tensor]]:
         """The best `keep` detections of each image, and the proposal each came from; the mean over overlaps decides."""
         foveal, wider = self.hidden(features, Rois.of([p.boxes for p in proposals]), None)
         probs = torch.stack([classify(foveal).softmax(dim=1) for classify in self.classes]).mean(dim=0)
-        return self.select(proposals, probs, self.deltas(wider).reshape(len(wider), -1, 4), keep=keep)
+        return self.select(proposals, probs, self.deltas(wider).unflatten(1, (-1, 4)), keep=keep)
 
 
 # Sizes

@@ -67,8 +67,7 @@ def test_pooled_cells_have_length_1_before_they_are_scaled():
 def test_pooling_takes_the_greatest_of_rounded_cells():
     features = torch.arange(64.0).reshape(1, 1, 8, 8)
     pooled = RoiPool(2, stride=4)({4: features}, Rois(torch.tensor([[0.0, 0, 15, 15]]), torch.zeros(1, dtype=torch.int64)))
-    assert pooled.flatten().tolist() == [9 + 9, 9 + 11, 25 + 9, 25 + 11] or pooled.shape == (1, 1, 2, 2)
-    assert float(pooled[0, 0, -1, -1]) == 36  # the cell (4, 4), which 15 px are rounded to
+    assert pooled.flatten().tolist() == [18, 20, 34, 36]  # 15 px are rounded to cell 4; cells of the grid share cell 2
 
 
 def test_far_candidates_are_no_negatives_where_a_floor_is_set():
@@ -140,7 +139,8 @@ def test_the_mean_of_all_overlaps_decides():
             layer.bias.copy_(torch.tensor([float(u), 0.0, 0.0]))
     features = {4: torch.rand(1, 64, 16, 16), 8: torch.rand(1, 128, 8, 8), 16: torch.rand(1, 256, 4, 4)}
     proposal = Instances((64, 64), boxes=torch.tensor([[5.0, 5, 40, 40]]), labels=torch.zeros(1, dtype=torch.int64))
-    ((found, rows),) = head.answer(features, [proposal], keep=10)
+    with torch.inference_mode():
+        ((found, rows),) = head.answer(features, [proposal], keep=10)
     expected = torch.stack([torch.tensor([float(u), 0, 0]).softmax(0)[0] for u in range(6)]).mean()
     assert float(found.scores[0]) == pytest.approx(float(expected))
     assert rows.tolist() == [0] * len(found)
