@@ -1,5 +1,6 @@
 """Small data sets made on the spot, and the sample that ships with the repository."""
 
+import inspect
 import io
 import json
 from collections.abc import Callable
@@ -12,8 +13,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from maskwright.data.catalog import open_split
+from maskwright.evaluation.overlaps import as_rle
 from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.structures import Masks
+from maskwright.systems import find_builder
 from maskwright.training import train
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "nuclei"
@@ -111,21 +115,45 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
-def candidates(system: str) -> str:
-    """What a system calls the boxes it looks at closely."""
-    return "num_proposals" if "rcnn" in system else "num_candidates"
+def arguments_of(system: str, **wanted: Any) -> str:
+    """A change of a recipe that sets those of the wanted arguments that the system has."""
+    known = inspect.signature(find_builder(system)).parameters
+    return f"arguments={json.dumps({name: value for name, value in wanted.items() if name in known})}"
+
+
+def needs_proposals(system: str) -> bool:
+    """Whether it is a detector on proposals."""
+    return "has_masks" in inspect.signature(find_builder(system)).parameters
+
+
+def truth_as_proposals(data: Path) -> Path:
+    """A folder of proposals: every object of both splits, and a piece of the background."""
+    folder = data.parent / "proposals"
+    folder.mkdir(exist_ok=True)
+    for split in ("train", "val"):
+        dataset = open_split(data, split)  # type: ignore[arg-type]
+        truth = [{**entry, "score": 0.9} for entry in dataset.to_coco()["annotations"]]
+        for i, image_id in enumerate(dataset.image_ids.tolist()):
+            corner = torch.zeros(1, *dataset.image_size(i), dtype=torch.bool)
+            corner[0, :20, :20] = True
+            code = Masks.from_dense(corner).to_rles()[0]
+            other = {"image_id": image_id, "category_id": dataset.categories.ids[0], "bbox": [0, 0, 20, 20], "score": 0.5}
+            truth.append({**other, "segmentation": code})
+        results = [{**e, "segmentation": as_rle(e["segmentation"], dataset.image_size(0))} for e in truth]
+        (folder / f"{split}.json").write_text(json.dumps(results))
+    return folder
 
 
 def tiny_recipe(data: Path, *changes: str, system: str = "mask-rcnn-small") -> Recipe:
     """A recipe that runs in seconds."""
+    sizes = {"short_px": 64, "long_px": 96, "max_detections": 20, "num_proposals": 50, "num_candidates": 50}
     recipe = find_recipe(system).with_changes(
-        [
-            "epochs=1",
-            "batch_size=2",
-            "workers=0",
-            "precision=float32",
-            "augment.crop_px=64",
-            f"arguments={{short_px: 64, long_px: 96, max_detections: 20, {candidates(system)}: 50}}",
-        ]
+        ["epochs=1", "batch_size=2", "workers=0", "precision=float32", arguments_of(system, **sizes)]
     )
+    if recipe.stages[0].patches is None:
+        recipe = recipe.with_changes(["augment.crop_px=64"])
+    else:
+        recipe = recipe.with_changes(["patches.batches_per_epoch=2", "patches.validation_batches=1"])
+    if needs_proposals(system):
+        recipe = recipe.with_changes([f"proposals={truth_as_proposals(data)}"])
     return recipe.with_changes(changes).model_copy(update={"data": DataOptions(path=str(data))})

@@ -454,23 +454,13 @@ def _open_run(
             raise ValueError(f"a batch of {stage.batch_size} cannot be computed in {parts}: change batch_size")
     precision = choose_precision(recipe.precision, device)
     train_set, val_set = open_data(recipe)
-    arguments = all_arguments(recipe.system, {"num_classes": len(train_set.categories), **recipe.arguments})
-    if recipe.octaves_from_data and "octaves" not in recipe.arguments:
-        arguments["octaves"] = octaves_of_data(recipe, arguments, train_set, lambda text: console.print(text, highlight=False))
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)  # of the initial weights, for which torch takes no generator
-        system = build_system(recipe.system, arguments)
-    categories = train_set.categories
-    if system.task == Task.PROPOSALS:
-        arguments["num_classes"], categories = 1, PROPOSAL
-    system.input = replace(system.input, intensity=recipe.intensity)
+    system, card = _new_system(recipe, train_set, console)
     for stage in recipe.stages:
         set_trainable(system, stage)  # complains of parts that do not exist
     if system.task != Task.BOXES and not (train_set.has_masks and val_set.has_masks):
         raise ValueError(
             f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"
         )
-    card = ModelCard(recipe.system, arguments, categories, system.input)
     if not resume:
         _starting_weights(system, recipe, card, init, console)
     cast(nn.Module, system).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -495,13 +485,28 @@ def _open_run(
     processes.tell(None)  # all have looked at the folder before the first one writes
     if resume and read_json(out / SPLIT) != split:
         raise ValueError(f"{out / SPLIT}: the images of the data set have changed since the run began: start a new one")
-    if resume and (known := read_model(out / "last" / WEIGHTS)[1].categories) != categories:
-        before, now = _listed(known), _listed(categories)
+    if resume and (known := read_model(out / "last" / WEIGHTS)[1].categories) != card.categories:
+        before, now = _listed(known), _listed(card.categories)
         raise ValueError(f"{train_set.path}: its classes are {now}, but were {before} when the run began: start a new one")
     if not resume and processes.is_first:
         write_json(out / SPLIT, split)
     _introduce(run)
     return run
+
+
+def _new_system(recipe: Recipe, train_set: CocoDataset, console: Console) -> tuple[System, ModelCard]:
+    """The network with its first weights, and what it takes to build it again."""
+    arguments = all_arguments(recipe.system, {"num_classes": len(train_set.categories), **recipe.arguments})
+    if recipe.octaves_from_data and "octaves" not in recipe.arguments:
+        arguments["octaves"] = octaves_of_data(recipe, arguments, train_set, lambda text: console.print(text, highlight=False))
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)  # of the initial weights, for which torch takes no generator
+        system = build_system(recipe.system, arguments)
+    system.input = replace(system.input, intensity=recipe.intensity)
+    categories = train_set.categories
+    if system.task == Task.PROPOSALS:
+        arguments["num_classes"], categories = 1, PROPOSAL
+    return system, ModelCard(recipe.system, arguments, categories, system.input)
 
 
 def check_folder(out: Path, *, resume: bool) -> None:

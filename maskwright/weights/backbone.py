@@ -25,6 +25,9 @@ def load_backbone(network: nn.Module, name: str, source: str) -> None:
     else:
         state = read_state_dict(Path(source))
     expected = network.state_dict()
+    for key in expected:  # timm joins names of nested layers when it cuts a network: features.0 becomes features_0
+        if key not in state and key.replace("_", ".", 1) in state:
+            state[key] = state[key.replace("_", ".", 1)]
     wrong = [key for key, value in expected.items() if key not in state or state[key].shape != value.shape]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""

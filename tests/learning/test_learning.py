@@ -15,9 +15,10 @@ from maskwright.structures.boxes import clip
 from maskwright.systems import SYSTEMS, Task
 from maskwright.systems.mask_rcnn import mask_targets
 from maskwright.training import train
-from tests.conftest import EXAMPLES, candidates
+from tests.conftest import EXAMPLES, arguments_of, needs_proposals, truth_as_proposals
 
 SMALL = [name for name in SYSTEMS if name.endswith("-small")]
+DETECTORS = [name for name in SMALL if SYSTEMS[name](num_classes=1).task in (Task.INSTANCES, Task.BOXES)]
 SIDE_PX, ZOOM = 64, 4
 
 
@@ -97,7 +98,7 @@ def stride_of_4(instances) -> Masks:
 USUAL = ("mask-rcnn-small", "embedmask-small")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in USUAL else pytest.mark.slow) for n in SMALL])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in USUAL else pytest.mark.slow) for n in DETECTORS])
 def test_a_few_images_are_learnt_by_heart(name, large_nuclei, tmp_path, console):
     is_rcnn = "rcnn" in name
     recipe = find_recipe(name).with_changes(
@@ -112,9 +113,11 @@ def test_a_few_images_are_learnt_by_heart(name, large_nuclei, tmp_path, console)
             "augment.horizontal_flip=0",
             "augment.color=0",
             "ema_decay=0.9",
-            f"arguments={{short_px: 256, long_px: 256, {candidates(name)}: 100, max_detections: 50}}",
+            arguments_of(name, short_px=256, long_px=256, num_proposals=100, num_candidates=100, max_detections=50),
         ]
     )
+    if needs_proposals(name):
+        recipe = recipe.with_changes([f"proposals={truth_as_proposals(large_nuclei)}"])
     recipe = recipe.model_copy(update={"data": DataOptions(path=str(large_nuclei))})
     metrics = train(recipe, tmp_path / "run", device="cpu", console=console)
     dataset, _ = open_datasets(large_nuclei)
