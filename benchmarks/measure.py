@@ -43,7 +43,6 @@ def report(name: str, command: str, rows: Sequence[Sequence[str]], notes: str = 
     body = "\n".join([f"`{command}`", "", *lines, "", *([notes, ""] if notes else []), machine_line()])
     print(body)
     page = page or README
-    page = page or README
     text = page.read_text(encoding="utf-8")
     section = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.S)
     page.write_text(section.sub(lambda _: f"\n{body}\n\n", text), encoding="utf-8")

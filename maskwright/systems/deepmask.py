@@ -454,7 +454,9 @@ def deepmask_vgg(
     )
 
 
-def small_parts(*, octaves: Sequence[float], short_px: int | None, long_px: int | None) -> dict[str, Any]:
+def small_parts(
+    *, octaves: Sequence[float], short_px: int | None, long_px: int | None, max_side_px: int | None
+) -> dict[str, Any]:
     """The small sizes: windows of half the side, on the backbone that all small systems share.
 
     Its third stage is dilated, so that windows lie as close to each other as in the paper's sizes, relative to the objects; its
@@ -468,7 +470,7 @@ def small_parts(*, octaves: Sequence[float], short_px: int | None, long_px: int 
         "head": SharedHead(256, cells=10, size=224, reduced=32, hidden=256),
         "mask_head": MaskHead(224, coarse=28, side=56),
         "octaves": octaves,
-        "max_side_px": 2048,
+        "max_side_px": max_side_px,
     }
 
 
@@ -478,10 +480,11 @@ def deepmask_small(
     octaves: tuple[float, ...] = OCTAVES,
     short_px: int | None = None,
     long_px: int | None = 1024,
+    max_side_px: int | None = 2048,
     max_detections: int = 1000,
     score_threshold: float = 0.0,
     nms_iou: float | None = None,
 ) -> DeepMask:
     """DeepMask for a CPU and for tests: 3.7 M parameters."""
-    parts = small_parts(octaves=octaves, short_px=short_px, long_px=long_px)
+    parts = small_parts(octaves=octaves, short_px=short_px, long_px=long_px, max_side_px=max_side_px)
     return DeepMask(**parts, max_detections=max_detections, score_threshold=score_threshold, nms_iou=nms_iou)

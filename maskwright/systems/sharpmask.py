@@ -227,13 +227,14 @@ def sharpmask_small(
     octaves: tuple[float, ...] = OCTAVES,
     short_px: int | None = None,
     long_px: int | None = 1024,
+    max_side_px: int | None = 2048,
     is_sharp: bool = True,
     max_detections: int = 1000,
     score_threshold: float = 0.0,
     nms_iou: float | None = None,
 ) -> SharpMask:
     """SharpMask for a CPU and for tests: 4.8 M parameters."""
-    parts = small_parts(octaves=octaves, short_px=short_px, long_px=long_px)
+    parts = small_parts(octaves=octaves, short_px=short_px, long_px=long_px, max_side_px=max_side_px)
     refinement = Refinement(parts["backbone"].channels, size=224, cells=10, schedule=schedule, form=form, upsampling=upsampling)
     return SharpMask(
         refinement=refinement,
