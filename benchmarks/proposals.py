@@ -88,10 +88,11 @@ def recall(name: str, options: argparse.Namespace) -> None:
         found = evaluate(run, data=options.data / name, arguments=arguments, max_detections=LIMITS).proposals
         rows.append([variant, *cells(found["segm"], found["bbox"]), f"{times[variant]['image_ms']:.0f}"])
     deep, sharp = STEPS[name]
+    scales = ", ".join(f"{octave:g}" for octave in usual)
     notes = (
         f"{len(val)} validation images; {deep} steps of 32 patches for DeepMask, {sharp} for the refinement, one seed, "
-        f"the same weights in every row. Scales 2^({', '.join(f'{o:g}' for o in usual)}), Zoom one more, Zoom² two, which then suit all "
-        "sizes of objects in the training images."
+        f"the same weights in every row. Scales 2^({scales}), Zoom one more, Zoom² two, which then suit all sizes of objects "
+        "in the training images."
     )
     report(f"recall-{name}", command(name), rows, notes, page=PAGE)
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 app = typer.Typer(
     name="maskwright",
-    help="A workbench for instance segmentation: train, evaluate and run Mask R-CNN, EmbedMask and their kin on your images.",
+    help="A workbench for instance segmentation: train, evaluate and run Mask R-CNN, EmbedMask, SharpMask and their kin.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -250,7 +250,7 @@ def import_(
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A further argument, like short_px=640.")] = None,
 ) -> None:
-    """Make a run of a checkpoint of torchvision or EmbedMask's authors, which then answers as the original does."""
+    """Make a run of a checkpoint of torchvision or of a system's authors, which then answers as the original does."""
     from maskwright import api
     from maskwright.recipes.recipe import parse_assignments
 

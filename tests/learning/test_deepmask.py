@@ -38,7 +38,8 @@ def learn(system, batch, parameters, steps):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1.0, 2 * (1 - step / steps))
         optimizer.zero_grad()
-        (loss,) = system.loss(batch.images, batch.targets).values()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            (loss,) = system.loss(batch.images, batch.targets).values()
         (loss.total / loss.count).backward()
         optimizer.step()
 
