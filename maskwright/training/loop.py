@@ -457,6 +457,8 @@ def _open_run(
     system, card = _new_system(recipe, train_set, console)
     for stage in recipe.stages:
         set_trainable(system, stage)  # complains of parts that do not exist
+        if stage.patches is not None:
+            training_source(stage, system, train_set, recipe.seed, None)  # complains where there is nothing to cut out
     if system.task != Task.BOXES and not (train_set.has_masks and val_set.has_masks):
         raise ValueError(
             f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"

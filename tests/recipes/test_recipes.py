@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
 from maskwright.recipes import RECIPES, DataOptions, find_recipe, parse_recipe, read_recipe
-from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, Recipe, ScheduleOptions, Stage
+from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, PatchOptions, Recipe, ScheduleOptions, Stage
 from maskwright.runs.checkpoints import build_system
 from maskwright.structures import Intensity
 from maskwright.systems import SYSTEMS
@@ -73,6 +73,9 @@ def test_intensity_is_set_as_a_whole_or_by_field():
         ("optimizer.lr=-1", r"optimizer\.lr: .*greater than 0 \(got -1\)"),
         ("optimizer.kind=adam", "'sgd' or 'adamw'"),
         ("batch_size=many", "valid integer"),
+        ("schedule.factors=[0.5]", "got 1 factors for 0 drops"),
+        ("patches={kinds: {mask: 1}, batches_per_epoch: 5}", "patches have a scale of their own"),
+        ("patches={kinds: {masks: 1}, batches_per_epoch: 5}", "'mask', 'score' or 'refined'"),
         ("micro_batches=3", "a batch of 4 cannot be computed in 3 equal parts"),
         ("augment.short_sides=[3]", "both choose the scale"),
         ("augment.jitter=[2,1]", "expected low <= high"),
@@ -101,7 +104,7 @@ def test_unknown_fields_of_a_file_are_refused(tmp_path):
 def test_every_field_is_read_somewhere():
     package = Path(__file__).parents[2] / "maskwright"
     code = "\n".join(p.read_text() for p in package.rglob("*.py") if p.name != "recipe.py")
-    for options in (Recipe, Stage, OptimizerOptions, ScheduleOptions, AugmentOptions, DataOptions):
+    for options in (Recipe, Stage, OptimizerOptions, ScheduleOptions, AugmentOptions, PatchOptions, DataOptions):
         assert issubclass(options, BaseModel)
         for name in options.model_fields:
             assert f".{name}" in code, f"{options.__name__}.{name} is read nowhere"
