@@ -22,7 +22,7 @@ from maskwright.data.coco_results import check_results
 from maskwright.data.files import read_json, write_json
 from maskwright.evaluation import default_limits
 from maskwright.evaluation.comparison import Comparison, Facts, Protocol, decisive, tabulate
-from maskwright.evaluation.detection import COCO_LIMITS, check_limits
+from maskwright.evaluation.detection import COCO_LIMITS, check_limits, proposal_limits
 from maskwright.evaluation.gallery import Group, gallery
 from maskwright.evaluation.overlaps import Kind
 from maskwright.evaluation.proposal_study import study_proposals
@@ -130,7 +130,8 @@ def _answer(
 ) -> tuple[dict[str, Answered], tuple[int, ...]]:
     """What the models answer, and the limits on detections, the same for all."""
     most = max((model.system.max_detections for model in models.values()), default=COCO_LIMITS[-1])
-    limits = check_limits(max_detections or default_limits(most))
+    are_proposals = bool(models) and all(model.system.task == Task.PROPOSALS for model in models.values())
+    limits = check_limits(max_detections or (proposal_limits(most) if are_proposals else default_limits(most)))
     measured = _costs(models, weights, dataset, out, console)
     answered = {}
     for entry in entries:

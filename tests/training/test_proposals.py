@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from maskwright.api import evaluate, report
+from maskwright.comparison import compare
 from maskwright.inference import load
 from maskwright.runs.checkpoints import PROPOSER, read_model
 from maskwright.systems import Task
@@ -87,6 +88,16 @@ def test_proposals_are_scored_without_classes_and_reported(sharp_run, folder, tm
     assert "AR@10" in (tmp_path / "page.html").read_text()
     assert load(sharp_run, device="cpu").system.is_sharp
     assert not load(sharp_run, device="cpu", is_sharp=False).system.is_sharp
+
+
+def test_runs_of_proposals_are_compared(sharp_run, folder, tmp_path, console):
+    entries = [f"coarse: {sharp_run} is_sharp=false", f"sharp: {sharp_run}"]
+    answer = compare(entries, data=folder, out=tmp_path / "compare", device="cpu", console=console)
+    (table,) = answer.tables
+    assert (table.task, table.decides) == ("proposals", "ar")
+    assert answer.protocol.max_detections == (10, 60)
+    assert {row.name for row in table.rows} == {"coarse", "sharp"}
+    assert all(set(row.proposals[0]) == {"bbox", "segm"} for row in table.rows)
 
 
 def test_a_detector_brings_its_proposer_along(sharp_run, folder, tmp_path, console):
