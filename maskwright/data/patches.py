@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from maskwright.data.coco import CocoDataset, Sample
-from maskwright.data.loader import Address, Batch, Row, key_of, padded_together, prepare
+from maskwright.data.loader import Address, Batch, Row, key_of, padded_together
 from maskwright.data.transforms import Transform
 from maskwright.structures import InputSpec, PatchBatch, PatchGeometry, PatchKind
 from maskwright.structures.rle import Window
@@ -39,6 +39,8 @@ class Patch(NamedTuple):
 
 class Objects:
     """Sizes and places of all objects of a data set, without decoding a mask.
+
+    `teaching` are those that may teach a mask: no crowds, and not too small.
 
     Args:
         dataset: where they are.
@@ -68,11 +70,6 @@ class Objects:
         area = np.concatenate([c.areas for c in columns])
         teaches = ~self.is_crowd & (area >= min_area_px) & (sides.min(axis=1, initial=np.inf) >= min_side_px)
         self.teaching = np.flatnonzero(teaches)
-        if not len(self.teaching):
-            raise ValueError(
-                f"{dataset.path}: no object of at least {min_area_px:g} px² and {min_side_px:g} px on both sides: "
-                "lower patches.min_area_px and patches.min_side_px"
-            )
         self.by_label = [self.teaching[self.label[self.teaching] == k] for k in np.unique(self.label[self.teaching])]
         self.by_image = _grouped(self.teaching, self.image[self.teaching])
 
@@ -270,8 +267,10 @@ class TrainingPatches(Dataset[Row | str]):
             sample = self.read(patch, generator)
         except ValueError as error:
             return str(error)
-        pixels, instances = prepare(sample, self.spec)
-        return Row(sample, pixels, instances, key, address.weight, kind)
+        side = self.sampler.objects.geometry.input_px
+        pixels = self.spec.to_pixels(sample.image, (side, side))
+        # However thin it is in the patch, the object stays: whether it is there is what a score is taught by.
+        return Row(sample, pixels, sample.instances.resize((side, side)), key, address.weight, kind)
 
     def read(self, patch: Patch, generator: torch.Generator) -> Sample:
         """A patch with its object; what lies outside the image is middle gray."""
@@ -281,9 +280,7 @@ class TrainingPatches(Dataset[Row | str]):
         colored = self.augment.color(replace(whole, image=_overlap(whole.image, patch.window)), generator)
         image = _surrounded(colored.image, patch.window)
         cut = replace(whole, image=image, instances=whole.instances.crop(patch.window))
-        mirrored = self.augment.geometry(cut, generator)
-        side = self.sampler.objects.geometry.input_px
-        return replace(mirrored, input_size=(side, side))
+        return self.augment.geometry(cut, generator)
 
     def collate(self, answers: Sequence[Row | str]) -> Batch | str:
         """A batch of patches; or the message of one that could not be read."""

@@ -215,6 +215,7 @@ def _open_with_proposer(
         load_strictly(proposer, {n.removeprefix(PROPOSER): t for n, t in tensors.items() if n.startswith(PROPOSER)}, file)
     if proposer.task != Task.PROPOSALS:
         raise ValueError(f"{other}: is a run of {made.system}, which answers {proposer.task}: name one of a proposal system")
+    proposer.max_detections = getattr(detector, "num_proposals", proposer.max_detections)  # as many as it was trained on
     whole: Any = ProposeThenDetect(proposer, detector)
     return whole, replace(card, arguments=arguments, proposer=made)
 

@@ -41,10 +41,6 @@ class PatchGeometry:
         low, high = self.context_px, self.context_px + self.window_px
         return low, low, high, high
 
-    def octave_of(self, side_px: float) -> float:
-        """The octave at which an object of this longer side, original image, has its canonical size."""
-        return math.log2(self.object_px / side_px)
-
 
 @dataclass(frozen=True, eq=False)
 class PatchBatch(ImageBatch):

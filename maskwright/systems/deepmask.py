@@ -398,6 +398,8 @@ def resnet_parts(
     strides = (2, 4, 8, 16)[:halvings]
     body = Backbone("resnet50", strides=strides, norm=norm, padding="symmetric")
     stride = strides[-1]
+    if window_px % stride:
+        raise ValueError(f"got window_px {window_px}, expected a multiple of {stride}, the stride of the features")
     return {
         "input": InputSpec(resize=ResizeRule(None, long_px)),
         "geometry": windows_of(window_px, 16, octaves),

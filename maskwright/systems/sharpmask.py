@@ -233,7 +233,7 @@ def sharpmask_small(
     score_threshold: float = 0.0,
     nms_iou: float | None = None,
 ) -> SharpMask:
-    """SharpMask for a CPU and for tests: 4.8 M parameters."""
+    """SharpMask for a CPU and for tests: 4.7 M parameters."""
     parts = small_parts(octaves=octaves, short_px=short_px, long_px=long_px, max_side_px=max_side_px)
     refinement = Refinement(parts["backbone"].channels, size=224, cells=10, schedule=schedule, form=form, upsampling=upsampling)
     return SharpMask(

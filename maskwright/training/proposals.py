@@ -72,13 +72,14 @@ def proposals_of(
         both = [read_proposals(file, dataset, most=most) for file, dataset in zip(files, (train, val), strict=True)]
         given = GivenProposals(both[0], both[1], None, {})
     else:
-        given = _made(source, train, val, most=most, precision=precision, processes=processes, console=console)
+        given = _made(recipe, source, train, val, most=most, precision=precision, processes=processes, console=console)
     if system.task == Task.INSTANCES and not (given.train.has_masks and given.val.has_masks):
         raise ValueError(f"{source}: holds boxes without masks: set arguments.has_masks=false for a detector of boxes")
     return given
 
 
 def _made(
+    recipe: Recipe,
     source: Path,
     train: CocoDataset,
     val: CocoDataset,
@@ -94,6 +95,11 @@ def _made(
     system, card = open_model(source)
     if system.task != Task.PROPOSALS:
         raise ValueError(f"{source}: is a run of {card.system}, which answers {system.task}: name one of a proposal system")
+    if card.input.intensity != recipe.intensity:
+        raise ValueError(
+            f"{source}: reads images of more than 8 bits as {card.input.intensity}, the detector as {recipe.intensity}: "
+            "set the recipe's intensity like that of the proposals"
+        )
     system.max_detections = most
     cast(nn.Module, system).to(precision.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     both = [_kept(source, system, dataset, most, precision, processes, console) for dataset in (train, val)]

@@ -18,7 +18,14 @@ def training_source(
 ) -> TrainingSource:
     """What a stage learns from."""
     if stage.patches is not None:
-        return _patches(stage, system, dataset, patch_augmentation(stage.augment), stage.patches.batches_per_epoch, seed)
+        options = stage.patches
+        source = _patches(stage, system, dataset, patch_augmentation(stage.augment), options.batches_per_epoch, seed)
+        if not len(source.sampler.objects.teaching):
+            raise ValueError(
+                f"{dataset.path}: no object, crowds left out, of at least {options.min_area_px:g} px² and "
+                f"{options.min_side_px:g} px on both sides: lower patches.min_area_px and patches.min_side_px"
+            )
+        return source
     transform = augmentation(stage.augment, system.input, dataset.keypoint_schema)
     return TrainingImages(
         dataset, spec=system.input, transform=transform, batch_size=stage.batch_size, seed=seed, proposals=proposals
@@ -32,9 +39,11 @@ def validation_batches(
     if stage.patches is None:
         mine = dataset.subset(range(share.rank, len(dataset), share.processes))
         yield from evaluation_batches(mine, spec=system.input, batch_size=4, proposals=proposals)
-    elif dataset.num_instances:
+    else:
         still = PatchAugmentation(Compose([]), Compose([]))
         source = _patches(stage, system, dataset, still, stage.patches.validation_batches, seed=0)
+        if not len(source.sampler.objects.teaching):
+            return
         batches = training_batches(source, workers=0, share=share)
         for _ in range(stage.patches.validation_batches):
             yield next(batches)

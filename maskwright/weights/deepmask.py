@@ -32,7 +32,10 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     Raises:
         ValueError: layers that are missing, or a model of another size.
     """
-    wrong = [f"{name} is {int(state[f'config.{name}'])}" for name in _EXPECTED if _option(state, name) != _EXPECTED[name]]
+    told = {name: _option(state, name) for name in _EXPECTED}
+    wrong = [
+        f"{name} is {'not told' if value is None else int(value)}" for name, value in told.items() if value != _EXPECTED[name]
+    ]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}, expected {_EXPECTED}: only the released sizes are read")
     tensors: dict[str, Tensor] = {}
@@ -66,18 +69,18 @@ def _option(state: Mapping[str, Tensor], name: str) -> float | None:
 
 def _trunk(state: Mapping[str, Tensor], tensors: dict[str, Tensor]) -> None:
     trunk = "model.trunk.modules"
-    tensors["backbone.network.conv1.weight"] = _parameters(state, f"{trunk}.1")[0]["weight"]
+    tensors["backbone.network.conv1.weight"] = _kernel(state, f"{trunk}.1")
     _norm(state, f"{trunk}.2", "backbone.network.bn1", tensors)
     for place, stage in _STAGES.items():
         for block in _children(state, f"{trunk}.{place}.modules"):
             ours = f"backbone.network.{stage}.{block - 1}"
             both = f"{trunk}.{place}.modules.{block}.modules.1.modules"  # branch and shortcut
             for number, name in _CONVS.items():
-                tensors[f"{ours}.{name}.weight"] = _parameters(state, f"{both}.1.modules.{number}")[0]["weight"]
+                tensors[f"{ours}.{name}.weight"] = _kernel(state, f"{both}.1.modules.{number}")
             for number, name in _NORMS.items():
                 _norm(state, f"{both}.1.modules.{number}", f"{ours}.{name}", tensors)
             if any(name.startswith(f"{both}.2.modules.") for name in state):
-                tensors[f"{ours}.downsample.0.weight"] = _parameters(state, f"{both}.2.modules.1")[0]["weight"]
+                tensors[f"{ours}.downsample.0.weight"] = _kernel(state, f"{both}.2.modules.1")
                 _norm(state, f"{both}.2.modules.2", f"{ours}.downsample.1", tensors)
     _layer(state, f"{trunk}.{_REDUCE}", "head.reduce.0", tensors, (128, 1024, 1, 1))
     _layer(state, f"{trunk}.{_ENCODE}", "head.encode", tensors, (512, 128, 10, 10))
@@ -86,7 +89,21 @@ def _trunk(state: Mapping[str, Tensor], tensors: dict[str, Tensor]) -> None:
 def _layer(state: Mapping[str, Tensor], theirs: str, ours: str, tensors: dict[str, Tensor], shape: tuple[int, ...]) -> None:
     """A linear layer or 1×1 convolution, as a convolution of a shape."""
     for kind, value in _parameters(state, theirs)[0].items():
+        if kind == "weight" and value.numel() != math.prod(shape):
+            raise ValueError(f"{theirs} is {tuple(value.shape)}, expected {shape}")
         tensors[f"{ours}.{kind}"] = value.reshape(shape) if kind == "weight" else value
+
+
+def _kernel(state: Mapping[str, Tensor], path: str) -> Tensor:
+    """Of a convolution that a norm follows.
+
+    Raises:
+        ValueError: it has a bias, which ours has not.
+    """
+    layer = _parameters(state, path)[0]
+    if "bias" in layer and layer["bias"].any():
+        raise ValueError(f"{path} has a bias before its norm: such files are not read yet")
+    return layer["weight"]
 
 
 def _norm(state: Mapping[str, Tensor], theirs: str, ours: str, tensors: dict[str, Tensor]) -> None:

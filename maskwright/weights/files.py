@@ -28,7 +28,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such weights file")
     if path.suffix == ".t7":
-        return dict(tensors_of(read_t7(path)))
+        try:
+            return tensors_of(read_t7(path))
+        except RecursionError:
+            raise ValueError(f"{path}: nested too deeply to be a network") from None
     data: Any = _load_safetensors(path) if path.suffix == ".safetensors" else _load_plain(path)
     for key in ("state_dict", "model"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):

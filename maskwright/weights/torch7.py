@@ -5,6 +5,7 @@ Source: torch7's File.lua, generic/Tensor.c and generic/Storage.c, cutorch's gen
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ _TYPES = {
     **{f"Cuda{name}": code for name, code in (("Short", "<i2"), ("Char", "<i1"), ("Byte", "<u1"))},
 }
 _MAX_DIMENSIONS = 16
+_MAX_PATHS = 100_000
 
 
 @dataclass
@@ -58,8 +60,21 @@ def read_t7(path: Path) -> Any:
         raise ValueError(f"{path}: {error}: not a binary .t7 file of Torch7, or damaged") from None
 
 
-def tensors_of(value: Any, name: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
-    """Tensors inside, by the path to them, "model.trunk.modules.1.weight"; numbers come as tensors without dimensions."""
+def tensors_of(value: Any) -> dict[str, Tensor]:
+    """Tensors inside, by every path to them, "model.trunk.modules.1.weight"; numbers come as tensors without dimensions.
+
+    Raises:
+        ValueError: more paths than a network has, as tables that share tables can make without end.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in _paths(value, "", ()):
+        found[name] = tensor
+        if len(found) > _MAX_PATHS:
+            raise ValueError(f"more than {_MAX_PATHS} paths to tensors and numbers: not a network")
+    return found
+
+
+def _paths(value: Any, name: str, above: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -67,7 +82,7 @@ def tensors_of(value: Any, name: str = "", above: tuple[int, ...] = ()) -> Itera
     fields = value.fields if isinstance(value, Torch7Object) else value
     if isinstance(fields, dict) and id(fields) not in above:  # an object may hold itself
         for key, part in fields.items():
-            yield from tensors_of(part, f"{name}.{key}" if name else str(key), (*above, id(fields)))
+            yield from _paths(part, f"{name}.{key}" if name else str(key), (*above, id(fields)))
 
 
 class _Reader:
@@ -170,6 +185,7 @@ class _Reader:
         if not isinstance(storage, Tensor) or storage.ndim != 1:
             raise ValueError(f"a tensor without a storage at byte {self.place}")
         last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-        if min(sizes) < 0 or min(strides) < 0 or offset < 0 or (min(sizes) > 0 and last >= len(storage)):
+        is_inside = min(sizes) == 0 or (last < len(storage) and math.prod(sizes) <= len(storage))  # none is made larger
+        if min(sizes) < 0 or min(strides) < 0 or offset < 0 or not is_inside:
             raise ValueError(f"a tensor of sizes {sizes} reaches beyond its storage of {len(storage)} at byte {self.place}")
         return torch.as_strided(storage, sizes, strides, offset)

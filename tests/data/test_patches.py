@@ -146,8 +146,15 @@ def test_crowds_and_tiny_objects_teach_no_masks(tmp_path):
     boxes = [(10, 10, 50, 50), (100, 100, 80, 60), (200, 20, 9, 9), (220, 20, 4, 60)]
     sampler, g = PaperSampler(objects_of(folder_of(tmp_path, boxes, crowd=(1,)))), generator()
     assert {sampler.mask(g).object for _ in range(200)} == {0}
-    with pytest.raises(ValueError, match=r"train\.json: no object of at least 4000 px² and 5 px on both sides: lower patches"):
-        objects_of(sampler.objects.dataset, min_area_px=4000)
+    assert len(objects_of(sampler.objects.dataset, min_area_px=4000).teaching) == 0
+
+
+def test_an_object_too_thin_to_be_seen_in_its_patch_is_there(tmp_path):
+    patches = patches_of(folder_of(tmp_path, [(20, 100, 360, 5)]), kinds={"mask": 1.0})
+    for index in range(16):
+        row = patches[Address(0, index)]
+        assert len(row.instances) == 1
+        assert window_labels([row.instances], GEOMETRY, side=112).shape == (1, 112, 112)
 
 
 def test_half_of_the_score_patches_hold_an_object_and_the_others_keep_the_papers_distance(tmp_path):

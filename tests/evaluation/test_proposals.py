@@ -161,7 +161,7 @@ def test_resamples_of_equal_weights_are_the_value_itself(dataset):
     found = study_proposals(dataset, results, kinds=["bbox", "segm"], max_detections=LIMITS, weights=once)
     assert set(found.values) == {"ar10", "ar100", "ar", "auc", "ar_small", "ar_medium", "ar_large", "box_ar"}
     for name, value in found.values.items():
-        tolerance = 0.02 if name == "auc" else 1e-9  # its resamples are read at fewer numbers
+        tolerance = 2e-3 if name == "auc" else 1e-9  # its resamples are read at fewer numbers
         assert found.resampled[name][0] == pytest.approx(value, abs=tolerance, nan_ok=True), name
     double = np.array([[2, 0, 0, 0]], dtype=np.float32)
     first = study_proposals(dataset, results, kinds=["segm"], max_detections=LIMITS, weights=double)

@@ -93,6 +93,48 @@ def test_backbones_of_the_papers_table_are_numbers(arguments, channels, cells):
     assert system.stride * cells == system.geometry.window_px
 
 
+def test_windows_must_fit_the_stride():
+    with pytest.raises(ValueError, match="got window_px 104, expected a multiple of 16"):
+        deepmask_r50(num_classes=1, window_px=104)
+
+
+def test_sharp_masks_take_each_windows_own_maps(monkeypatch):
+    """The first corner of what a window is given, at every module, tells where it was taken."""
+    system = SYSTEMS["sharpmask-small"](num_classes=1, max_detections=100)
+    rows, columns = torch.arange(30.0)[:, None].expand(30, 40), torch.arange(40.0).expand(30, 40)
+    maps = [
+        F.interpolate(torch.stack([rows, columns])[None], scale_factor=2**i, mode="nearest") for i in range(3)
+    ]  # each cell holds its row and column
+    seen = []
+
+    def refine(vectors, patches):
+        seen.append([patch[:, :, 0, 0] for patch in patches])
+        return torch.zeros(len(vectors), 80, 80)
+
+    monkeypatch.setattr(system.refinement, "forward", refine)
+    levels = []
+    for _ in range(2):
+        logits = torch.rand(21, 31, generator=torch.Generator().manual_seed(len(levels)))
+        levels.append(Level(size=(160, 240), vectors=torch.zeros(224, 21, 31), logits=logits, maps=maps))
+    place = torch.cat([level.logits.flatten() for level in levels]).topk(100).indices
+    system._draw(levels, place, (160, 240))
+    cells = torch.cat([place[place < 21 * 31], place[place >= 21 * 31] - 21 * 31])
+    expected = torch.stack([cells // 31, cells % 31], dim=1).float()
+    for module in range(3):
+        assert torch.equal(torch.cat([chunk[module] for chunk in seen]), expected)
+
+
+def test_mask_encodings_are_unfolded_channel_row_column():
+    refinement = Refinement({8: 4, 4: 4, 2: 4}, size=1, cells=10)
+    taken = {}
+    refinement.stages[0].register_forward_pre_hook(lambda module, inputs: taken.update(mask=inputs[0]))
+    with torch.no_grad():
+        refinement.encode.weight.zero_()
+        refinement.encode.bias.copy_(torch.arange(3200.0))
+        refinement(torch.zeros(1, 1), [torch.zeros(1, k, 10 * 2**i, 10 * 2**i) for i, k in enumerate((16, 8, 4))])
+    assert float(taken["mask"][0, 3, 4, 5]) == 3 * 100 + 4 * 10 + 5
+
+
 def test_heads_a_and_b_are_larger_than_c_and_answer_alike():
     counts = {}
     for head in "abc":

@@ -7,6 +7,7 @@ from torch import nn
 from maskwright.layers.assignment import IGNORED, NEGATIVE, POSITIVE, IouMatcher
 from maskwright.layers.roi import RoiPool, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, Masks, ResizeRule
+from maskwright.structures.boxes import iou
 from maskwright.systems import SYSTEMS, Task
 from maskwright.systems.fast_rcnn import fast_rcnn_small
 from maskwright.systems.multipath import FOVEAL, OVERLAPS, SkipPool, region, together
@@ -86,9 +87,10 @@ def test_detections_keep_the_masks_of_their_proposals(name):
     batch = ImageBatch(torch.randn(1, 3, 64, 96), [(60, 80)], [(120, 160)], proposals=[given])
     with torch.inference_mode():
         (found,) = system.predict(batch)
-    rows = {tuple(v) for v in given.masks.windows.tolist()}
     assert len(found) >= 3
-    assert {tuple(v) for v in found.masks.windows.tolist()} == rows
+    nearest = iou(found.boxes, given.boxes).argmax(dim=1)  # before training boxes hardly move
+    assert len(nearest.unique()) == 3
+    assert torch.equal(found.masks.windows, given.masks.windows[nearest])
     assert found.labels.max() < 3
 
 

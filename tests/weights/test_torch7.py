@@ -78,9 +78,17 @@ def test_objects_are_fields_with_a_name_and_may_hold_themselves(tmp_path):
     assert isinstance(data["model"], Torch7Object)
     assert data["model"].name == "nn.Sequential"
     assert data["model"].fields["modules"][2] is data["model"]
-    table = dict(tensors_of(data))
+    table = tensors_of(data)
     assert table["model.modules.1.weight"].shape == (2, 3)
     assert float(table["lr"]) == 0.5
+
+
+def test_tables_that_share_tables_without_end_are_refused(tmp_path):
+    table = {"x": 1}
+    for _ in range(40):
+        table = {"a": table, "b": table}
+    with pytest.raises(ValueError, match="more than 100000 paths"):
+        tensors_of(read_t7(write_t7(tmp_path / "a.t7", table)))
 
 
 def test_files_of_version_0_name_their_class_at_once(tmp_path):
@@ -99,6 +107,8 @@ def damaged(data):
     yield data[:at] + struct.pack("<i", 99) + data[at + 4 :], "99 dimensions"
     yield data[: at + 4] + struct.pack("<q", 1000) + data[at + 12 :], "reaches beyond its storage"
     yield data[: at + 4] + struct.pack("<q", -1) + data[at + 12 :], "reaches beyond its storage"
+    for size in (2**33, 2**60):  # strides of 0 would make much of little
+        yield data[: at + 4] + struct.pack("<4q", size, size, 0, 0) + data[at + 36 :], "reaches beyond its storage"
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -266,6 +276,14 @@ def test_models_of_other_sizes_and_with_missing_layers_are_named(tmp_path):
     file = write_t7(tmp_path / "a.t7", {"model": LuaObject("nn.DeepMask", **fields), "config": {**CONFIG, "iSz": 112}})
     with pytest.raises(ValueError, match="iSz is 112, expected"):
         import_weights(file, system="deepmask-r50", out=tmp_path / "run")
+    file = write_t7(tmp_path / "c.t7", {"model": LuaObject("nn.DeepMask", **fields), "config": {}})
+    with pytest.raises(ValueError, match="iSz is not told, oSz is not told, expected"):
+        import_weights(file, system="deepmask-r50", out=tmp_path / "run")
+    fields["trunk"].fields["modules"][1].fields["modules"][2].fields["bias"] = tensor(np.ones(64, dtype="f4"))
+    file = write_t7(tmp_path / "d.t7", {"model": LuaObject("nn.DeepMask", **fields), "config": CONFIG})
+    with pytest.raises(ValueError, match=r"trunk\.modules\.1 has a bias before its norm"):
+        import_weights(file, system="deepmask-r50", out=tmp_path / "run")
+    del fields["trunk"].fields["modules"][1].fields["modules"][2].fields["bias"]
     del fields["scoreBranch"]
     file = write_t7(tmp_path / "b.t7", {"model": LuaObject("nn.DeepMask", **fields), "config": CONFIG})
     with pytest.raises(ValueError, match=r"scoreBranch\.modules\.2 holds no layer"):
