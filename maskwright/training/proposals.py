@@ -122,11 +122,14 @@ def _kept(
     key = json.dumps([stamps, dataset.image_ids.tolist(), most])
     folder = source if source.is_dir() else source.parent
     file = folder / FOLDER / f"{annotations.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
-    if processes.is_first and not file.is_file():
+    if not processes.tell(file.is_file()):
         console.print(f"proposals for {annotations}, kept in {file}", highlight=False, soft_wrap=True)
+        mine = dataset.subset(range(processes.rank, len(dataset), processes.count))
         categories = Categories(("object",), dataset.categories.ids[:1])
-        batches = evaluation_batches(dataset, spec=system.input, batch_size=1)
-        with torch.inference_mode(), precision.autocast(), shown(console, "propose", total=len(dataset)) as bar:
-            write_json(file, detect(system.predict, batches, categories, device=precision.device, done=bar.advance))
-    processes.tell(None)
+        batches = evaluation_batches(mine, spec=system.input, batch_size=1)
+        with torch.inference_mode(), precision.autocast(), shown(console, "propose", total=len(mine)) as bar:
+            results = detect(system.predict, batches, categories, device=precision.device, done=bar.advance)
+        if parts := processes.gather(results):
+            write_json(file, [entry for part in parts for entry in part])
+        processes.tell(None)
     return read_proposals(file, dataset, most=most)
