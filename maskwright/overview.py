@@ -43,9 +43,15 @@ def system_tables(name: str) -> Iterator[Table | str]:
     hints = get_type_hints(find_builder(name))
     for argument, default in all_arguments(name, {}).items():
         hint = hints.get(argument)
-        values = " | ".join(map(str, get_args(hint))) or getattr(hint, "__name__", "")
+        values = " | ".join(map(_value, get_args(hint))) or getattr(hint, "__name__", "")
         arguments.add_row(argument, str(default), values)
     yield arguments
+
+
+def _value(hint: object) -> str:
+    """A type or a word an argument may have, as people write it."""
+    words = {type(None): "None", ...: "..."}
+    return words.get(hint) or (hint.__name__ if isinstance(hint, type) else str(hint))
 
 
 def _what(name: str) -> str:
