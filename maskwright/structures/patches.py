@@ -61,14 +61,16 @@ class PatchBatch(ImageBatch):
         return cls(**vars(images), kind=kind)
 
 
-def octaves_for(sides_px: Sequence[float], *, object_px: int, step: float = 0.5, reach: float = 0.25) -> tuple[float, ...]:
-    """Octaves of an image pyramid that shows most objects near their canonical size, ascending, multiples of `step`.
+STEP = 0.5  # octaves between neighbouring scales (DeepMask, sec. 4: 2^½)
+REACH = 0.25  # octaves by which an object may differ from its canonical size (likewise: its jitter)
+
+
+def octaves_for(sides_px: Sequence[float], *, object_px: int) -> tuple[float, ...]:
+    """Octaves of an image pyramid that shows most objects near their canonical size, ascending, multiples of `STEP`.
 
     Args:
         sides_px: longer sides of the objects of a data set, original images; the middle 95 of 100 decide.
         object_px: longer side of an object in its canonical window.
-        step: between neighbouring scales, octaves (DeepMask, sec. 4: 2^½).
-        reach: octaves by which an object may differ from its canonical size.
 
     Raises:
         ValueError: there are no objects.
@@ -78,7 +80,7 @@ def octaves_for(sides_px: Sequence[float], *, object_px: int, step: float = 0.5,
     ideal = sorted(math.log2(object_px / max(side, 1.0)) for side in sides_px)
     cut = int(0.025 * len(ideal))
     low, high = ideal[cut], ideal[len(ideal) - 1 - cut]
-    first, last = math.ceil((low - reach) / step), math.floor((high + reach) / step)
+    first, last = math.ceil((low - REACH) / STEP), math.floor((high + REACH) / STEP)
     if last < first:  # all objects of one size, between two steps
-        first = last = round((low + high) / 2 / step)
-    return tuple(step * i for i in range(first, last + 1))
+        first = last = round((low + high) / 2 / STEP)
+    return tuple(STEP * i for i in range(first, last + 1))

@@ -232,7 +232,7 @@ def fast_rcnn_small(
     short_px: int = 512,
     long_px: int = 1024,
 ) -> FastRCNN:
-    """Fast R-CNN for a CPU and for tests: 4.1 M parameters, Faster R-CNN's small size without its proposals."""
+    """Fast R-CNN for a CPU and for tests: 4.2 M parameters, Faster R-CNN's small size without its proposals."""
     strides = (4, 8, 16)
     return FastRCNN(
         input=InputSpec(resize=ResizeRule(short_px, long_px)),
