@@ -243,10 +243,12 @@ def load_strictly(system: System, tensors: Mapping[str, Tensor], file: Path) -> 
 def initialize(system: System, card: ModelCard, path: Path, say: Callable[[str], object]) -> None:
     """Start from the weights of another model of the same network; rows of classes it knows by name come along.
 
+    It may lack whole parts, if all it has finds a place: DeepMask starts SharpMask, Faster R-CNN starts Mask R-CNN.
+
     Args:
         card: of `system`.
         path: a run folder or weights file.
-        say: hears which rows start afresh.
+        say: hears which rows and parts start afresh.
 
     Raises:
         ValueError: the weights belong to another network.
@@ -262,7 +264,10 @@ def initialize(system: System, card: ModelCard, path: Path, say: Callable[[str],
     pairs = [(i, known.names.index(name)) for i, name in enumerate(categories.names) if name in known.names]
     fresh = [name for name in categories.names if name not in known.names]
     rows_per_class = system.class_rows()
+    missing = _missing_parts(state, tensors)
     for name, tensor in state.items():
+        if name.startswith(missing):
+            continue
         source = tensors.get(name)
         rows = rows_per_class.get(name)
         if source is None or (rows is None and source.shape != tensor.shape) or source.shape[1:] != tensor.shape[1:]:
@@ -285,6 +290,16 @@ def initialize(system: System, card: ModelCard, path: Path, say: Callable[[str],
     say(f"started from {file}: {len(pairs)} of {len(categories)} classes known by name")
     if fresh:
         say(f"rows that start afresh: {', '.join(fresh)}")
+    if missing:
+        say(f"parts that start afresh: {', '.join(part.removesuffix('.') for part in missing)}")
+
+
+def _missing_parts(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Parts of a network, as beginnings of names, of which another one has nothing; none if it has anything else."""
+    if any(name not in state for name in tensors):
+        return ()
+    parts = dict.fromkeys(name.split(".")[0] + "." for name in state)
+    return tuple(part for part in parts if not any(name.startswith(part) for name in tensors))
 
 
 def _check_norms(card: ModelCard, source: ModelCard, file: Path) -> None:

@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from maskwright.api import evaluate
 from maskwright.data.catalog import open_split
 from maskwright.data.loader import training_batches
 from maskwright.data.patches import Objects, PaperSampler, PatchAugmentation, TrainingPatches
 from maskwright.data.transforms import Compose
+from maskwright.recipes import DataOptions, find_recipe
 from maskwright.systems import SYSTEMS
 from maskwright.systems.deepmask import window_labels
+from maskwright.training import train
 from tests.conftest import EXAMPLES
 
 COUNT = 32
@@ -72,3 +75,19 @@ def test_patches_are_learnt_by_heart():
     assert coarse.mean() >= 0.95
     assert sharp.mean() >= 0.95
     assert right >= 0.9
+
+
+@pytest.mark.slow
+def test_objects_of_a_few_images_are_proposed(large_nuclei, tmp_path, console):
+    changes = ["stages.0.epochs=8", "stages.1.epochs=4", "workers=0", "evaluate_every=1000", "ema_decay=0.9"]
+    recipe = find_recipe("sharpmask-small").with_changes([*changes, "arguments.max_detections=100"])
+    train(
+        recipe.model_copy(update={"data": DataOptions(path=str(large_nuclei))}), tmp_path / "run", device="cpu", console=console
+    )
+    recalls = {}
+    for name, is_sharp in (("DeepMask", False), ("SharpMask", True)):
+        found = evaluate(tmp_path / "run", data=large_nuclei, arguments={"is_sharp": is_sharp}, max_detections=(10, 100))
+        recalls[name] = found.proposals["segm"].ar["all"]
+    print(", ".join(f"{name}: mask AR@10, 100 {ten:.3f}, {hundred:.3f}" for name, (ten, hundred) in recalls.items()))
+    assert recalls["SharpMask"][1] >= 0.7
+    assert recalls["SharpMask"][1] > recalls["DeepMask"][1]

@@ -139,6 +139,31 @@ def test_other_networks_are_refused_as_a_start(saved):
         initialize(system, card, saved, print)
 
 
+@pytest.mark.parametrize(
+    ("less", "more", "fresh"),
+    [
+        ("deepmask-small", "sharpmask-small", "refinement"),
+        ("faster-rcnn-small", "mask-rcnn-small", "instance_heads"),
+    ],
+)
+def test_parts_that_another_network_lacks_start_afresh(less, more, fresh, tmp_path):
+    categories = Categories(("cat", "dog"), (1, 2))
+    torch.manual_seed(1)
+    known = build_system(less, {"num_classes": 2})
+    save_model(tmp_path / "best", ModelCard(less, {"num_classes": 2}, categories, known.input), known.state_dict())
+    system = build_system(more, {"num_classes": 2})
+    before = {name: tensor.clone() for name, tensor in system.state_dict().items()}
+    heard = []
+    initialize(system, ModelCard(more, {"num_classes": 2}, categories, system.input), tmp_path, heard.append)
+    assert heard[-1] == f"parts that start afresh: {fresh}"
+    wanted = {**before, **known.state_dict()}
+    assert wanted.keys() > known.state_dict().keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in system.state_dict().items())
+    other = build_system("embedmask-small", {"num_classes": 2})
+    with pytest.raises(ValueError, match="these weights belong to another network"):  # what the file has would be lost
+        initialize(other, ModelCard("embedmask-small", {"num_classes": 2}, categories, other.input), tmp_path, print)
+
+
 def test_device_and_precision():
     assert choose_device("cpu") == "cpu"
     with pytest.raises(ValueError, match="device 'nowhere' cannot be used here"):
