@@ -14,6 +14,7 @@ from torchvision.ops import roi_pool
 from maskwright.structures import boxes as box_functions
 
 _LOOK_UPS = 8 * 2**20  # feature vectors gathered in one go
+_WARPED = 64 * 2**20  # numbers sampled in one go, before the maximum is taken
 
 
 @dataclass(frozen=True)
@@ -153,25 +154,15 @@ class RoiAlign(nn.Module):
 
     def _pool(self, table: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         """Cells of RoIs, boxes in feature cells (n, 4), that all take the same samples; (n, S·S·C)."""
-        _, height, width, channels = table.shape
+        _, height, width, _ = table.shape
         down, across = self._samples(boxes.detach())[0].long().tolist()
         starts = boxes[:, :2] - 0.5 if self.aligned else boxes[:, :2]
         extents = self._extents(boxes)
-        y, weight_y = self._axis(starts[:, 1], extents[:, 1], down, height)  # (n, S, 2·down)
-        x, weight_x = self._axis(starts[:, 0], extents[:, 0], across, width)  # (n, S, 2·across)
-        first = (image_index * (height * width))[:, None, None, None, None]
-        index = first + (y * width)[:, :, None, :, None] + x[:, None, :, None, :]
-        weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
-        look_ups = 4 * down * across
-        cells = F.embedding_bag(
-            index.reshape(-1, look_ups),
-            table.reshape(-1, channels),
-            per_sample_weights=weight.reshape(-1, look_ups).to(table.dtype),
-            mode="sum",
-        )
-        return cells.reshape(len(boxes), -1)
+        y = self._axis(starts[:, 1], extents[:, 1], down, height)  # (n, S, 2·down)
+        x = self._axis(starts[:, 0], extents[:, 0], across, width)  # (n, S, 2·across)
+        return _look_up(table, image_index, y, x).reshape(len(boxes), -1)
 
-    def _axis(self, start: Tensor, extent: Tensor, samples: int, size: int) -> tuple[Tensor, Tensor]:
+    def _axis(self, start: Tensor, extent: Tensor, samples: int, size: int) -> "_Axis":
         """Feature cells on one axis and their shares in each cell of the grid, int64 and float32, (n, S, 2·samples).
 
         A sample is shared by the features on both sides of it; one more than a cell outside the map counts nothing.
@@ -181,10 +172,97 @@ class RoiAlign(nn.Module):
         step = (extent / self.side)[:, None, None]
         position = start[:, None, None] + grid * step + sample * step / samples  # (n, S, samples)
         share = ((position >= -1) & (position <= size)).to(position.dtype) / samples
-        position = position.clamp(0, size - 1)
-        low = position.detach().floor()
-        fraction = position - low
-        index = low.long()
-        both = torch.stack([index, (index + 1).clamp(max=size - 1)], dim=-1)
-        shares = torch.stack([(1 - fraction) * share, fraction * share], dim=-1)
-        return both.flatten(2), shares.flatten(2)
+        index, shares = _neighbours(position, share, size)
+        return index.flatten(2), shares.flatten(2)
+
+
+class RoiWarp(nn.Module):
+    """RoI warping (MNC, arXiv 1512.04412, sec. 4): single bilinear samples on a regular grid, then the greatest of 2×2.
+
+    Samples begin at the RoI's left and top edge and end one step before the right and bottom one; a feature lies at the corner
+    of its cell, and the map goes on for half a cell as it is at its edge. Exact gradients to features and boxes.
+
+    Args:
+        side: cells per side of the grid, S; twice as many samples.
+        stride: of the map RoIs are warped from.
+    """
+
+    SAMPLES = 2
+
+    def __init__(self, side: int, *, stride: int) -> None:
+        super().__init__()
+        self.side = side
+        self.stride = stride
+
+    def extra_repr(self) -> str:
+        """Numbers for print(module)."""
+        return f"side={self.side}, stride={self.stride}"
+
+    def forward(self, features: Mapping[int, Tensor], rois: Rois) -> Tensor:
+        """{stride: (B, C, H_s, W_s)} and R RoIs → float32 (R, C, S, S)."""
+        table = features[self.stride].permute(0, 2, 3, 1)  # (B, H, W, C)
+        table = table.to(torch.promote_types(table.dtype, torch.float32))
+        budget = max(1, _WARPED // ((self.SAMPLES * self.side) ** 2 * table.shape[3]))
+        parts = [
+            F.max_pool2d(self.samples(table, boxes, images).permute(0, 3, 1, 2), self.SAMPLES)
+            for boxes, images in zip(torch.split(rois.boxes, budget), torch.split(rois.image_index, budget), strict=True)
+        ]
+        return torch.cat(parts)
+
+    def samples(self, table: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
+        """Before the maximum: table (B, H, W, C), boxes xyxy px (n, 4) → (n, 2·S, 2·S, C)."""
+        corners = self.corners(boxes.to(table.dtype) / self.stride)
+        extents = (corners[:, 2:] - corners[:, :2]).clamp(min=0)
+        y = self._axis(corners[:, 1], extents[:, 1], table.shape[1])
+        x = self._axis(corners[:, 0], extents[:, 0], table.shape[2])
+        count = self.SAMPLES * self.side
+        return _look_up(table, image_index, y, x).reshape(len(boxes), count, count, -1)
+
+    def corners(self, boxes: Tensor) -> Tensor:
+        """Boxes in feature cells (n, 4) as they are sampled: the paper's are not rounded."""
+        return boxes
+
+    def _axis(self, start: Tensor, extent: Tensor, size: int) -> "_Axis":
+        count = self.SAMPLES * self.side
+        position = start[:, None] + torch.arange(count, device=start.device) / count * extent[:, None]  # (n, 2·S)
+        inside = (position >= -0.5) & (position <= size - 0.5)
+        return _neighbours(position, inside.to(position.dtype), size)
+
+
+class RoundedRoiWarp(RoiWarp):
+    """RoI warping as released: corners rounded to whole features, a step that gradients ignore."""
+
+    def corners(self, boxes: Tensor) -> Tensor:
+        """Boxes in feature cells, (n, 4), halves rounded up."""
+        return boxes + (torch.floor(boxes + 0.5) - boxes).detach()
+
+
+# Looking up features
+
+_Axis = tuple[Tensor, Tensor]
+"""Features of one axis that each cell is made of, and their weights: int64 and float, (n, cells, features of a cell)."""
+
+
+def _neighbours(position: Tensor, share: Tensor, size: int) -> _Axis:
+    """Both features next to each sample and their part of its share; the outermost stand for what is beyond, (…, 2)."""
+    position = position.clamp(0, size - 1)
+    low = position.detach().floor()
+    fraction = position - low
+    index = low.long()
+    both = torch.stack([index, (index + 1).clamp(max=size - 1)], dim=-1)
+    return both, torch.stack([(1 - fraction) * share, fraction * share], dim=-1)
+
+
+def _look_up(table: Tensor, image_index: Tensor, y: _Axis, x: _Axis) -> Tensor:
+    """Weighted sums of feature vectors, in one look-up in the table of all of them (B, H, W, C); (n · cells · cells, C)."""
+    _, height, width, channels = table.shape
+    first = (image_index * (height * width))[:, None, None, None, None]
+    index = first + (y[0] * width)[:, :, None, :, None] + x[0][:, None, :, None, :]
+    weight = y[1][:, :, None, :, None] * x[1][:, None, :, None, :]
+    look_ups = y[0].shape[-1] * x[0].shape[-1]
+    return F.embedding_bag(
+        index.reshape(-1, look_ups),
+        table.reshape(-1, channels),
+        per_sample_weights=weight.reshape(-1, look_ups).to(table.dtype),
+        mode="sum",
+    )

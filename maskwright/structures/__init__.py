@@ -3,7 +3,7 @@
 from maskwright.structures.images import ImageBatch, InputSpec, Intensity, ResizeRule
 from maskwright.structures.instances import Instances
 from maskwright.structures.keypoints import COCO_PERSON, KeypointSchema
-from maskwright.structures.mask_probs import MaskLogits, MaskProbs
+from maskwright.structures.mask_probs import MaskProbs, MaskTiles
 from maskwright.structures.masks import Masks
 from maskwright.structures.patches import PatchBatch, PatchGeometry, PatchKind
 
@@ -14,8 +14,8 @@ __all__ = [
     "Instances",
     "Intensity",
     "KeypointSchema",
-    "MaskLogits",
     "MaskProbs",
+    "MaskTiles",
     "Masks",
     "PatchBatch",
     "PatchGeometry",

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maskwright.structures import boxes as box_functions
 from maskwright.structures.masks import Masks
 from maskwright.structures.rle import Bitmap, Window
 
@@ -77,7 +76,7 @@ class _Grids:
 
     def _weights(self, pixels: npt.NDArray[np.int64], low: float, high: float, cells: int) -> Grid:
         """What each cell of an axis counts at pixels, (pixels, cells): nothing lies outside the grid."""
-        return _hats(pixels, low, high, cells)
+        return _hats((pixels + 0.5 - low) / max(high - low, 1e-12) * cells - 0.5, cells)
 
     def _arrays(self) -> list[Grid]:
         if isinstance(self.grids, Tensor):
@@ -85,8 +84,17 @@ class _Grids:
         return [grid.detach().to("cpu", torch.float32).numpy() for grid in self.grids]
 
 
-class MaskLogits(_Grids):
-    """Mask logits with their windows; a grid goes on outside as it is at its edge.
+class MaskProbs(_Grids):
+    """Mask probabilities with their windows; they fall to 0 outside, from a half cell inside on.
+
+    Args:
+        grids: (N, M, M), or a list of N tensors (m, n) where sizes differ.
+        boxes: the windows the grids are stretched over, xyxy px, (N, 4); may stick out of the image.
+    """
+
+
+class MaskTiles(_Grids):
+    """Mask logits or probabilities with their windows; to the end of the window a grid goes on as it is at its edge.
 
     Args:
         grids: (N, M, M), or a list of N tensors (m, n) where sizes differ.
@@ -94,25 +102,15 @@ class MaskLogits(_Grids):
     """
 
     def _weights(self, pixels: npt.NDArray[np.int64], low: float, high: float, cells: int) -> Grid:
-        hats = _hats(pixels, low, high, cells)
-        shares: Grid = hats / hats.sum(axis=1, keepdims=True)
-        return shares
+        position = (pixels + 0.5 - low) / max(high - low, 1e-12) * cells - 0.5
+        return _hats(np.clip(position, 0, cells - 1), cells)
 
-
-class MaskProbs(_Grids):
-    """Mask probabilities with their windows.
-
-    Args:
-        grids: (N, M, M), or a list of N tensors (m, n) where sizes differ; they fall to 0 outside, from a half cell inside on.
-        boxes: the windows the grids are stretched over, xyxy px, (N, 4); may stick out of the image.
-    """
-
-    def vote(self, groups: Sequence[Tensor], weights: Tensor, image_size: tuple[int, int]) -> MaskProbs:
+    def vote(self, groups: Sequence[Tensor], weights: Tensor, image_size: tuple[int, int]) -> MaskTiles:
         """Average the probabilities of each group before thresholding (MNC, sec. 4.3, mask voting).
 
         Args:
             groups: for each answer the rows that vote, int64 (n,), at least one.
-            weights: each row's weight, (N,), not negative; normalized within the group.
+            weights: what each of them counts, one row for each answer (A, N), not negative; normalized within the group.
             image_size: (height, width), px; what lies outside is left out.
 
         Returns:
@@ -121,24 +119,26 @@ class MaskProbs(_Grids):
         Raises:
             ValueError: a group whose weights add up to nothing.
         """
-        probs, boxes = [], []
-        grids = self._arrays()
-        corners = self.boxes.detach().cpu().to(torch.float64)
-        for voters in groups:
-            group = voters.cpu()
-            union = torch.cat([corners[group, :2].amin(0).floor(), corners[group, 2:].amax(0).ceil()])
-            union = box_functions.clip(union, image_size)
-            window: Window = (int(union[0]), int(union[1]), int(union[2]), int(union[3]))
-            votes = weights.detach().cpu()[group]
-            if not votes.sum() > 0:
-                raise ValueError(f"weights {votes.tolist()} of a group add up to nothing: give at least one row a say")
-            share = (votes / votes.sum()).tolist()
-            total: Grid = np.zeros((window[3] - window[1], window[2] - window[0]), dtype=np.float32)
-            for row, part in zip(group.tolist(), share, strict=True):
-                total += np.float32(part) * self._interpolate(grids[row], corners[row].numpy(), window)
+        grids, corners = self._arrays(), self.boxes.detach().cpu().to(torch.float64).numpy()
+        windows = np.array([_pixels_inside(box, image_size) for box in corners], dtype=np.int64).reshape(-1, 4)
+        drawn: dict[int, Grid] = {}  # rows take part in many groups, and are drawn once
+        probs, unions = [], []
+        for voters, votes in zip(groups, weights.detach().cpu().numpy(), strict=True):
+            rows = voters.cpu().numpy()
+            whole = votes[rows].sum()
+            if not whole > 0:
+                raise ValueError(f"weights {votes[rows].tolist()} of a group add up to nothing: give at least one row a say")
+            left, top = windows[rows, :2].min(axis=0).tolist()
+            right, bottom = windows[rows, 2:].max(axis=0).tolist()
+            total: Grid = np.zeros((bottom - top, right - left), dtype=np.float32)
+            for row in rows.tolist():
+                x0, y0, x1, y1 = windows[row].tolist()
+                if row not in drawn:
+                    drawn[row] = self._interpolate(grids[row], corners[row], (x0, y0, x1, y1))
+                total[y0 - top : y1 - top, x0 - left : x1 - left] += np.float32(votes[row] / whole) * drawn[row]
             probs.append(torch.from_numpy(total))
-            boxes.append(union)
-        return MaskProbs(probs, torch.stack(boxes).to(self.boxes) if boxes else self.boxes[:0])
+            unions.append([left, top, right, bottom])
+        return MaskTiles(probs, torch.tensor(unions, dtype=torch.float32, device=self.boxes.device).reshape(-1, 4))
 
 
 def _pixels_inside(box: Corners, image_size: tuple[int, int]) -> Window:
@@ -149,9 +149,8 @@ def _pixels_inside(box: Corners, image_size: tuple[int, int]) -> Window:
     return x0, y0, max(x0, x1), max(y0, y1)
 
 
-def _hats(pixels: npt.NDArray[np.int64], low: float, high: float, cells: int) -> Grid:
-    """Bilinear weights (pixels, cells): cell centres lie at (k + 0.5) / cells of the way from low to high."""
-    position = (pixels + 0.5 - low) / max(high - low, 1e-12) * cells - 0.5
+def _hats(position: npt.NDArray[np.float64], cells: int) -> Grid:
+    """Bilinear weights of cells at positions, counted from the middle of the first cell: (P,) → (P, cells)."""
     weights = 1 - np.abs(position[:, None] - np.arange(cells))
     hats: Grid = np.maximum(weights, 0).astype(np.float32)
     return hats

@@ -29,7 +29,7 @@ from torchvision.ops import nms
 from maskwright.layers.backbones import Backbone, Norm
 from maskwright.layers.dropout import keyed_dropout
 from maskwright.layers.precision import Float32Conv2d
-from maskwright.structures import ImageBatch, InputSpec, Instances, MaskLogits, Masks, PatchBatch, PatchGeometry, ResizeRule
+from maskwright.structures import ImageBatch, InputSpec, Instances, Masks, MaskTiles, PatchBatch, PatchGeometry, ResizeRule
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.system import Loss, Task, masks_of
 
@@ -139,7 +139,7 @@ class DeepMask(nn.Module):
             best, place = logits.topk(min(self.max_detections, len(logits)))
             keep = best.sigmoid() >= self.score_threshold
             grids, windows = self._draw(levels, place[keep], original)
-            masks = MaskLogits(grids, windows).paste(original, math.log(self.mask_threshold / (1 - self.mask_threshold)))
+            masks = MaskTiles(grids, windows).paste(original, math.log(self.mask_threshold / (1 - self.mask_threshold)))
             answers.append(self._proposals(masks.to(logits.device), best[keep].sigmoid()))
         return answers
 

@@ -25,7 +25,8 @@ from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.roi import RoiAlign, RoiPool, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, ResizeRule
 from maskwright.structures import boxes as box_functions
-from maskwright.systems.mask_rcnn import BoxHead, BoxSelection, Features, RoiSampler, SampledRois, box_losses
+from maskwright.systems.mask_rcnn import BoxHead, BoxSelection, RoiSampler, SampledRois, box_losses
+from maskwright.systems.rpn import Features
 from maskwright.systems.system import Loss, Task
 
 

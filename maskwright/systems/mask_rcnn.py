@@ -30,14 +30,12 @@ from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.nms import nms_by_group
-from maskwright.layers.precision import ClassConv1x1, Float32Conv2d, Float32Linear
+from maskwright.layers.precision import ClassConv1x1, Float32Linear
 from maskwright.layers.roi import RoiAlign, RoiPool, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks, ResizeRule
 from maskwright.structures import boxes as box_functions
+from maskwright.systems.rpn import Features, RegionProposalNetwork
 from maskwright.systems.system import Loss, Task, masks_of
-
-Features = Mapping[int, Tensor]
-"""{stride: (B, C, H / stride, W / stride)}"""
 
 
 class SampledRois(NamedTuple):
@@ -94,7 +92,7 @@ class FasterRCNN(nn.Module):
         input: InputSpec,
         backbone: nn.Module,
         fpn: nn.Module,
-        rpn: "RegionProposalNetwork",
+        rpn: RegionProposalNetwork,
         roi_sampler: "RoiSampler",
         box_head: "BoxHead",
         instance_heads: Mapping[str, nn.Module],
@@ -150,117 +148,6 @@ class FasterRCNN(nn.Module):
 
     def _heads(self) -> list[InstanceHead]:
         return list(self.instance_heads.values())  # type: ignore[arg-type]
-
-
-# Region proposal network (Faster R-CNN, sec. 3.1; FPN, sec. 4.1)
-
-
-class Candidates(NamedTuple):
-    """Answers of the RPN to every anchor, level by level."""
-
-    logits: list[Tensor]
-    """Objectness, (B, P·A) for each level."""
-    deltas: list[Tensor]
-    """Box regression, (B, P·A, 4) for each level."""
-    anchors: list[Tensor]
-    """xyxy px, (P·A, 4) for each level."""
-
-
-MATCH_RPN = IouMatcher(positive=0.7, negative=0.3, rescue_above=0.0)
-SAMPLE_RPN = BalancedSampler(256, positive_fraction=0.5)
-
-
-class RegionProposalNetwork(nn.Module):
-    """Objectness and box of every anchor, by one small network slid over all levels.
-
-    Args:
-        channels: of the features.
-        anchors: reference boxes of every level.
-        matcher: which anchors hold an object (Faster R-CNN, sec. 3.1.2).
-        sampler: which of them the losses look at (Faster R-CNN, sec. 3.1.3).
-        box_beta: error from which the smooth L1 loss of boxes is linear; 0 is L1.
-        nms_iou: overlap above which a proposal suppresses a worse one of its level.
-        min_side_px: proposals must exceed this on both sides.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        anchors: PyramidAnchors,
-        matcher: IouMatcher = MATCH_RPN,
-        sampler: BalancedSampler = SAMPLE_RPN,
-        box_beta: float = 0.0,
-        nms_iou: float = 0.7,
-        min_side_px: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.objectness = Float32Conv2d(channels, anchors.per_cell, 1)
-        self.deltas = Float32Conv2d(channels, 4 * anchors.per_cell, 1)
-        for layer in (self.conv, self.objectness, self.deltas):
-            init_normal(layer, std=0.01)
-        self.anchors = anchors
-        self.coder = BoxCoder()
-        self.matcher = matcher
-        self.sampler = sampler
-        self.box_beta = box_beta
-        self.nms_iou = nms_iou
-        self.min_side_px = min_side_px
-
-    def forward(self, features: Features) -> Candidates:
-        """Objectness and deltas of every anchor of every level."""
-        logits, deltas = [], []
-        for stride in self.anchors.shapes:
-            hidden = F.relu(self.conv(features[stride]), inplace=True)
-            batch = len(hidden)
-            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).reshape(batch, -1))  # (B, P·A)
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(batch, -1, 4))  # (B, P·A, 4)
-        return Candidates(logits, deltas, self.anchors(features))
-
-    def loss(self, candidates: Candidates, targets: list[Instances], generators: list[torch.Generator]) -> dict[str, Loss]:
-        """Sigmoid cross entropy over sampled anchors and (smooth) L1 over the positives, both divided as the sampler says."""
-        anchors = torch.cat(candidates.anchors)
-        logits, deltas = torch.cat(candidates.logits, dim=1), torch.cat(candidates.deltas, dim=1)
-        objectness, regression = logits.sum() * 0, deltas.sum() * 0  # in the graph even where nothing is sampled
-        count = 0
-        for i, (target, generator) in enumerate(zip(targets, generators, strict=True)):
-            assignment = self.matcher(anchors, target)
-            positives, negatives = self.sampler(assignment.kind, generator)
-            sampled = torch.cat([positives, negatives])
-            is_object = torch.zeros(len(sampled), device=logits.device)
-            is_object[: len(positives)] = 1
-            objectness = objectness + F.binary_cross_entropy_with_logits(logits[i, sampled], is_object, reduction="sum")
-            wanted = self.coder.encode(target.boxes[assignment.target_index[positives]], anchors[positives])
-            error = F.smooth_l1_loss(deltas[i, positives], wanted, beta=self.box_beta, reduction="sum")
-            regression = regression + error
-            count += self.sampler.normalizer(len(sampled))
-        divisor = logits.new_tensor(count)
-        return {"rpn_objectness": Loss(objectness, divisor), "rpn_box": Loss(regression, divisor)}
-
-    @torch.no_grad()  # Faster R-CNN, sec. 3.2, approximate joint training: no gradient through the coordinates of proposals
-    def propose(self, candidates: Candidates, sizes: list[tuple[int, int]], *, per_level: int, keep: int) -> list[Instances]:
-        """The best `keep` boxes of each image, best first, input frame; suppression happens within a level.
-
-        The best `per_level` anchors of each level take part.
-        """
-        boxes, logits, levels = [], [], []
-        for level, (level_logits, deltas, anchors) in enumerate(zip(*candidates, strict=True)):
-            top, index = level_logits.topk(min(per_level, level_logits.shape[1]), dim=1)  # (B, n)
-            chosen = torch.gather(deltas, 1, index[:, :, None].expand(-1, -1, 4))
-            boxes.append(self.coder.decode(chosen, anchors[index]))  # (B, n, 4)
-            logits.append(top)
-            levels.append(torch.full_like(index, level))
-        all_boxes, all_logits, all_levels = torch.cat(boxes, 1), torch.cat(logits, 1), torch.cat(levels, 1)
-        proposals = []
-        for i, size in enumerate(sizes):
-            clipped = box_functions.clip(all_boxes[i], size)
-            valid = box_functions.is_valid(clipped, min_px=self.min_side_px) & torch.isfinite(all_logits[i])
-            image_boxes, image_logits, image_levels = clipped[valid], all_logits[i, valid], all_levels[i, valid]
-            kept = nms_by_group(image_boxes, image_logits, image_levels, self.nms_iou, keep=keep)
-            labels = torch.zeros_like(kept)
-            proposals.append(Instances(size, boxes=image_boxes[kept], labels=labels, scores=image_logits[kept].sigmoid()))
-        return proposals
 
 
 # RoIs to learn from (Mask R-CNN, sec. 3.1, training; Fast R-CNN, sec. 2.3)

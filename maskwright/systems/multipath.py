@@ -29,7 +29,8 @@ from maskwright.layers.precision import Float32Linear
 from maskwright.layers.roi import RoiPool, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, ResizeRule
 from maskwright.systems.fast_rcnn import FastRCNN
-from maskwright.systems.mask_rcnn import BoxSelection, Features, RoiSampler, SampledRois, box_losses
+from maskwright.systems.mask_rcnn import BoxSelection, RoiSampler, SampledRois, box_losses
+from maskwright.systems.rpn import Features
 from maskwright.systems.system import Loss
 
 FOVEAL = (1.0, 1.5, 2.0, 4.0)  # MultiPath, sec. 3.2: sides of the regions, of the proposal's

@@ -24,7 +24,8 @@ from maskwright.layers.grids import RoundedAnchors
 from maskwright.layers.roi import RoiAlign
 from maskwright.structures import InputSpec, MaskProbs, Masks, ResizeRule
 from maskwright.structures import boxes as box_functions
-from maskwright.systems.mask_rcnn import ANCHORS_FPN, BoxHead, FasterRCNN, MaskHead, RegionProposalNetwork, RoiSampler
+from maskwright.systems.mask_rcnn import ANCHORS_FPN, BoxHead, FasterRCNN, MaskHead, RoiSampler
+from maskwright.systems.rpn import RegionProposalNetwork
 
 BETA = 1 / 9
 _TARGET_PX = 8 * 2**20  # mask pixels looked at in one go

@@ -11,7 +11,7 @@ from torch import nn
 from maskwright.layers.dropout import keyed_dropout
 from maskwright.layers.padding import symmetric_pad
 from maskwright.recipes import find_recipe
-from maskwright.structures import ImageBatch, Instances, MaskLogits, Masks, PatchBatch, PatchGeometry
+from maskwright.structures import ImageBatch, Instances, Masks, MaskTiles, PatchBatch, PatchGeometry
 from maskwright.structures.patches import octaves_for
 from maskwright.systems import SYSTEMS
 from maskwright.systems.deepmask import Level, MaskHead, OriginalHead, WindowConv, deepmask_r50, window_labels
@@ -524,13 +524,13 @@ def test_around_the_image_it_is_gray(monkeypatch):
 
 @pytest.mark.parametrize(("logit", "area"), [(-1.30, 32 * 48), (-1.45, 0)])
 def test_logits_are_cut_at_probability_a_fifth(logit, area):
-    masks = MaskLogits(torch.full((1, 5, 5), logit), torch.tensor([[0.0, 0, 48, 32]])).paste((32, 48), THRESHOLD)
+    masks = MaskTiles(torch.full((1, 5, 5), logit), torch.tensor([[0.0, 0, 48, 32]])).paste((32, 48), THRESHOLD)
     assert masks.areas().tolist() == [area]
 
 
 def test_logits_are_interpolated_before_they_are_cut():
     grid = torch.tensor([[[4.0, -4.0], [-4.0, -4.0]]])
-    masks = MaskLogits(grid, torch.tensor([[0.0, 0, 8, 8]])).paste((8, 8), THRESHOLD)
+    masks = MaskTiles(grid, torch.tensor([[0.0, 0, 8, 8]])).paste((8, 8), THRESHOLD)
     share = ((torch.arange(8) + 0.5) / 8 * 2 - 0.5).clamp(0, 1)  # from the first cell's centre to the second's
     expected = -4 + 8 * (1 - share)[:, None] * (1 - share)[None, :] >= THRESHOLD
     assert torch.equal(masks.to_dense()[0], expected)

@@ -9,13 +9,12 @@ from maskwright.structures import ImageBatch, Instances, Masks
 from maskwright.systems import SYSTEMS, find_builder
 from maskwright.systems.mask_rcnn import (
     BoxHead,
-    Candidates,
     MaskHead,
-    RegionProposalNetwork,
     RoiSampler,
     SampledRois,
     mask_targets,
 )
+from maskwright.systems.rpn import Candidates, RegionProposalNetwork
 
 LN2 = math.log(2)
 
