@@ -33,6 +33,7 @@ class Backbone(nn.Module):
             (weights of Caffe, Detectron, detectron2), and not in the 3×3 one (weights of timm and torchvision).
         padding: of convolutions, see `layers.padding`.
         dilated: whether the coarsest map comes from one stage later, which keeps the resolution by dilation.
+        ceil_mode: whether pooling keeps what is left at the right and the bottom, as Caffe's does.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Backbone(nn.Module):
         stride_in_1x1: bool = False,
         padding: Literal["zero", "symmetric"] = "zero",
         dilated: bool = False,
+        ceil_mode: bool = False,
     ) -> None:
         super().__init__()
         layers: dict[Norm, Any] = {"group": GroupNorm, "layer": LayerNorm2d, "frozen": partial(nn.BatchNorm2d, eps=norm_eps)}
@@ -65,12 +67,38 @@ class Backbone(nn.Module):
             _move_strides(network)
         if padding == "symmetric":
             pad_symmetrically(network)
+        if ceil_mode:
+            for layer in network.modules():
+                if isinstance(layer, nn.MaxPool2d):
+                    layer.ceil_mode = True
         if norm == "frozen":
             freeze_norms(network)
 
     def forward(self, pixels: Tensor) -> dict[int, Tensor]:
         """Feature maps by stride."""
         return dict(zip(self.strides, self.network(pixels), strict=True))
+
+
+class Reduced(nn.Module):
+    """One map of a backbone with fewer channels, by a 1×1 convolution."""
+
+    def __init__(self, stride: int, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(channels, reduced, 1)
+
+    def forward(self, features: dict[int, Tensor]) -> dict[int, Tensor]:
+        """{stride: (B, channels, H, W)} → {stride: (B, reduced, H, W)}."""
+        return {self.stride: torch.relu(self.conv(features[self.stride]))}
+
+
+def last_stage(name: str, *, norm: Norm) -> nn.Module:
+    """The last stage of a ResNet, which halves the resolution, for features of RoIs."""
+    layers: dict[Norm, Any] = {"group": GroupNorm, "layer": LayerNorm2d, "frozen": nn.BatchNorm2d}
+    stage: nn.Module = timm.create_model(name, norm_layer=layers[norm]).layer4  # type: ignore[assignment]
+    if norm == "frozen":
+        freeze_norms(stage)
+    return stage
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from maskwright.recipes import deepmask, embedmask, fast_rcnn, fcos, mask_rcnn
+from maskwright.recipes import deepmask, embedmask, fast_rcnn, fcos, mask_rcnn, mnc
 from maskwright.recipes.recipe import DataOptions, Recipe, Stage, parse_recipe, read_recipe
 from maskwright.recipes.small import small_recipe
 from maskwright.systems import find_builder
@@ -38,6 +38,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "mask-rcnn-r101-fpn": mask_rcnn.mask_rcnn_r101_fpn,
     "mask-rcnn-small": mask_rcnn.mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn.mask_rcnn_x101_fpn,
+    "mnc-r101": mnc.mnc_r101,
+    "mnc-small": mnc.mnc_small,
+    "mnc-stepwise-small": mnc.mnc_stepwise_small,
+    "mnc-unshared-small": mnc.mnc_unshared_small,
+    "mnc-vgg16": mnc.mnc_vgg16,
     "multipath-small": fast_rcnn.multipath_small,
     "multipath-vgg16": fast_rcnn.multipath_vgg16,
     "sharpmask-r50": deepmask.sharpmask_r50,

@@ -88,6 +88,7 @@ class Stage(_Options):
     patches: PatchOptions | None = Field(default=None, description="learn from patches instead of whole images")
     is_scored: bool = Field(default=True, description="predict and score validation images; False where the model is not whole")
     frozen: tuple[str, ...] = Field(default=(), description="parts that do not learn: beginnings of parameter names")
+    losses: tuple[str, ...] = Field(default=(), description="terms of the loss that are learnt; by default all")
 
     @model_validator(mode="after")
     def _even(self) -> "Stage":

@@ -8,6 +8,7 @@ Legend: N objects · M side of a grid · (H, W) the image's size · (h, w) the p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -149,7 +150,7 @@ def _pixels_inside(box: Corners, image_size: tuple[int, int]) -> Window:
     return x0, y0, max(x0, x1), max(y0, y1)
 
 
-def _hats(position: npt.NDArray[np.float64], cells: int) -> Grid:
+def _hats(position: npt.NDArray[np.floating[Any]], cells: int) -> Grid:
     """Bilinear weights of cells at positions, counted from the middle of the first cell: (P,) → (P, cells)."""
     weights = 1 - np.abs(position[:, None] - np.arange(cells))
     hats: Grid = np.maximum(weights, 0).astype(np.float32)

@@ -245,6 +245,18 @@ class Masks:
         """Per mask its connected parts, each as rings [outer, hole, …] of (x, y) pixel corners, exact."""
         return [polygons.trace(crop, (window[0], window[1])) for crop, window in self.crops()]
 
+    def paired_iou(self, others: Masks) -> Tensor:
+        """Intersection over union of each mask with the same row of the other, float32 (N,); 0 where both are empty."""
+        answers = []
+        for (a, (x0, y0, x1, y1)), (b, (u0, v0, u1, v1)) in zip(self.crops(), others.crops(), strict=True):
+            left, top, right, bottom = max(x0, u0), max(y0, v0), min(x1, u1), min(y1, v1)
+            shared = 0
+            if left < right and top < bottom:
+                own = a[top - y0 : bottom - y0, left - x0 : right - x0]
+                shared = int((own & b[top - v0 : bottom - v0, left - u0 : right - u0]).sum())
+            answers.append(shared / max(1, int(a.sum()) + int(b.sum()) - shared))
+        return torch.tensor(answers, dtype=torch.float32, device=self.device)
+
     # Moving with the image
 
     def resize(self, size: tuple[int, int]) -> Masks:

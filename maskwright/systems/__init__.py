@@ -24,6 +24,8 @@ from maskwright.systems.mask_rcnn import (
     mask_rcnn_small,
     mask_rcnn_x101_fpn,
 )
+from maskwright.systems.mnc import mnc_r101, mnc_small, mnc_vgg16
+from maskwright.systems.mnc_stepwise import mnc_stepwise_small, mnc_unshared_small
 from maskwright.systems.multipath import multipath_small, multipath_vgg16
 from maskwright.systems.sharpmask import sharpmask_r50, sharpmask_small
 from maskwright.systems.system import Loss, System, Task
@@ -63,6 +65,11 @@ SYSTEMS: dict[str, Builder] = {
     "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,
     "mask-rcnn-small": mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn_x101_fpn,
+    "mnc-r101": mnc_r101,
+    "mnc-small": mnc_small,
+    "mnc-stepwise-small": mnc_stepwise_small,
+    "mnc-unshared-small": mnc_unshared_small,
+    "mnc-vgg16": mnc_vgg16,
     "multipath-small": multipath_small,
     "multipath-vgg16": multipath_vgg16,
     "sharpmask-r50": sharpmask_r50,

@@ -60,6 +60,7 @@ class RegionProposalNetwork(nn.Module):
 
     Args:
         channels: of the features.
+        hidden: channels between, by default as many.
         anchors: reference boxes of every level.
         matcher: which anchors hold an object (Faster R-CNN, sec. 3.1.2).
         sampler: which of them the losses look at (Faster R-CNN, sec. 3.1.3).
@@ -72,6 +73,7 @@ class RegionProposalNetwork(nn.Module):
         self,
         channels: int,
         *,
+        hidden: int | None = None,
         anchors: PyramidAnchors,
         matcher: IouMatcher = MATCH_RPN,
         sampler: BalancedSampler = SAMPLE_RPN,
@@ -80,9 +82,10 @@ class RegionProposalNetwork(nn.Module):
         min_side_px: float = 0.0,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.objectness = Float32Conv2d(channels, anchors.per_cell, 1)
-        self.deltas = Float32Conv2d(channels, 4 * anchors.per_cell, 1)
+        hidden = hidden or channels
+        self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.objectness = Float32Conv2d(hidden, anchors.per_cell, 1)
+        self.deltas = Float32Conv2d(hidden, 4 * anchors.per_cell, 1)
         for layer in (self.conv, self.objectness, self.deltas):
             init_normal(layer, std=0.01)
         self.anchors = anchors
@@ -167,3 +170,21 @@ class RegionProposalNetwork(nn.Module):
             proposals = Instances(size, boxes=image_boxes[kept], labels=labels, scores=image_logits[kept].sigmoid())
             answers.append((proposals, all_anchors[i, valid][kept]))
         return answers
+
+
+class PairwiseObjectness(Float32Conv2d):
+    """Objectness as first published: a score for and one against, softmax over both, which is the sigmoid of their difference.
+
+    Args:
+        channels: of the features.
+        anchors: per cell, A; the first A channels speak against an object.
+    """
+
+    def __init__(self, channels: int, anchors: int) -> None:
+        super().__init__(channels, 2 * anchors, 1)
+        init_normal(self, std=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → logits (B, A, H, W)."""
+        against, for_it = super().forward(x).chunk(2, dim=1)
+        return for_it - against

@@ -153,7 +153,7 @@ def seconds_per_epoch(recipe: Recipe, *, device: str = "auto") -> list[float]:
             times = []
             for _ in range(WARM_UP + TIMED):
                 began = time.monotonic()
-                _step(run, network, optimizer, list(islice(batches, stage.micro_batches)), stage.optimizer.clip_norm)
+                _step(run, network, optimizer, list(islice(batches, stage.micro_batches)), stage)
                 times.append(time.monotonic() - began)
             answer.append(statistics.median(times[WARM_UP:]) * len(source.batches(0)))
     return answer
@@ -180,7 +180,7 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
             factor = learning_rate_factor(stage.schedule, run.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = stage.optimizer.lr * factor * group["lr_factor"]
-            losses = _step(run, network, optimizer, list(islice(batches, stage.micro_batches)), stage.optimizer.clip_norm)
+            losses = _step(run, network, optimizer, list(islice(batches, stage.micro_batches)), stage)
             run.step += 1
             run.time_s, tick = run.time_s + time.monotonic() - tick, time.monotonic()
             bar.advance(note=f"loss {sum(losses.values()):.3f}")
@@ -209,18 +209,18 @@ def _batches(run: _Run, stage: Stage, source: TrainingSource) -> Iterator[Batch]
 
 
 def _step(
-    run: _Run, network: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], clip_norm: float | None
+    run: _Run, network: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], stage: Stage
 ) -> dict[str, float]:
     """One step of the optimizer over the micro-batches of a batch; the loss terms."""
     device, processes = run.precision.device, run.processes
     moved = [(b.images.to(device), [t.to(device) for t in b.targets], b.weight) for b in batches]
-    counts = _counts(run, moved) if len(moved) > 1 else None
+    counts = _counts(run, moved, stage) if len(moved) > 1 else None
     sums: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
     for i, (images, targets, weight) in enumerate(moved):
         with nullcontext() if i == len(moved) - 1 else without_exchange(network):
             with run.precision.autocast():
-                losses: dict[str, Loss] = network(images, targets)
+                losses = _learnt(network(images, targets), stage)
             counts = counts or processes.sum({name: weight * loss.count for name, loss in losses.items()})
             terms = {name: _mean(weight * loss.total, counts[name]) for name, loss in losses.items()}
             whole = torch.stack(list(terms.values())).sum()
@@ -229,7 +229,7 @@ def _step(
             sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
     values = {name: float(value) for name, value in processes.sum(sums).items()}
     learning = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(learning, clip_norm or float("inf"))
+    norm = nn.utils.clip_grad_norm_(learning, stage.optimizer.clip_norm or float("inf"))
     if not all(value == value and abs(value) != float("inf") for value in values.values()) or not torch.isfinite(norm):
         raise ValueError(_not_finite(run, values, float(norm), [name for batch in batches for name in batch.names]))
     optimizer.step()
@@ -241,12 +241,24 @@ def _step(
     return values
 
 
-def _counts(run: _Run, batches: Sequence[tuple[ImageBatch, list[Instances], float]]) -> dict[str, Tensor]:
+def _learnt(losses: dict[str, Loss], stage: Stage) -> dict[str, Loss]:
+    """The terms a stage learns by.
+
+    Raises:
+        ValueError: a term the system does not have.
+    """
+    unknown = [name for name in stage.losses if name not in losses]
+    if unknown:
+        raise ValueError(f"the loss has no term {', '.join(unknown)}: there are {', '.join(losses)}")
+    return {name: losses[name] for name in stage.losses} if stage.losses else losses
+
+
+def _counts(run: _Run, batches: Sequence[tuple[ImageBatch, list[Instances], float]], stage: Stage) -> dict[str, Tensor]:
     """What the terms are divided by over a whole batch, which must be known before its first backward pass."""
     counts: dict[str, Tensor] = {}
     with torch.no_grad(), run.precision.autocast():
         for images, targets, weight in batches:
-            for name, loss in run.system.loss(images, targets).items():
+            for name, loss in _learnt(run.system.loss(images, targets), stage).items():
                 counts[name] = counts.get(name, torch.zeros_like(loss.count)) + weight * loss.count
     return run.processes.sum(counts)
 

@@ -1,0 +1,74 @@
+"""Runs of MNC.
+
+Paper sizes: the paper's schedule on the images of VOC 2012 that SBD annotates, 40,000 steps of 8 images, 28.5 epochs of its
+5,623 and as many mirrored ones, from ImageNet weights of the backbone.
+
+    maskwright train mnc-vgg16 --data voc --set backbone_weights=timm --out runs/mnc
+
+Cost: 0.36 s an image at inference on a K40 (the paper); of training nothing is known. Expect mAP^r 63.5 at IoU 0.5 and 41.5 at
+0.7 (MNC, table 2), 65.0 and 46.3 by the released code. Not run by us at this size.
+
+Small sizes: as the other small systems.
+
+    maskwright train mnc-small --data nuclei --out runs/mnc-nuclei
+"""
+
+from maskwright.recipes.recipe import OptimizerOptions, Recipe, ScheduleOptions, Stage
+from maskwright.recipes.small import small_recipe
+
+_VGG = Stage(
+    epochs=57,  # as every image comes mirrored too, 40,000 steps of 8 are 28.5 of the paper's
+    batch_size=8,
+    optimizer=OptimizerOptions(
+        kind="sgd", lr=0.001, weight_decay=5e-4, bias_weight_decay=5e-4, norm_weight_decay=5e-4, bias_lr_factor=2.0
+    ),
+    schedule=ScheduleOptions(kind="step", warmup_steps=0, drops=(0.8,)),
+    frozen=tuple(f"backbones.0.network.features_{i}." for i in (0, 2, 5, 7)),  # up to conv2_2 (the code)
+)
+
+_R101 = _VGG.model_copy(
+    update={"epochs": 22.0, "frozen": tuple(f"backbones.0.network.{part}." for part in ("conv1", "bn1", "layer1"))}
+)
+"""A proposal: eight times the steps of VOC, and conv1 and the first stage frozen."""
+
+BOXES = ("rpn_objectness", "rpn_box")
+MASKS = ("mask",)
+CATEGORIES = ("class", "box", "mask_class")
+
+
+def mnc_vgg16() -> Recipe:
+    """MNC, VGG-16: expect mAP^r 63.5 at IoU 0.5, 41.5 at 0.7 (MNC, table 2)."""
+    return Recipe(system="mnc-vgg16", stages=(_VGG,), ema_decay=0.0, workers=4)
+
+
+def mnc_r101() -> Recipe:
+    """MNC, ResNet-101, on COCO: expect mask AP 24.6 (MNC, sec. 6.2); the schedule is ours, as none was published."""
+    return Recipe(system="mnc-r101", stages=(_R101,), ema_decay=0.0, workers=4)
+
+
+def mnc_small() -> Recipe:
+    """MNC, small."""
+    return small_recipe("mnc-small")
+
+
+def mnc_stepwise_small() -> Recipe:
+    """One stage after the other on shared features, in four steps, as Faster R-CNN did (MNC, table 1, b)."""
+    recipe = small_recipe("mnc-stepwise-small")
+    (whole,) = recipe.stages
+    heads = (*MASKS, *CATEGORIES)
+    boxes = whole.model_copy(update={"losses": BOXES, "is_scored": False})
+    rest = whole.model_copy(update={"losses": heads, "frozen": ("rpn.",), "is_scored": False})
+    again = whole.model_copy(update={"losses": BOXES, "frozen": ("backbones.",), "is_scored": False})
+    last = whole.model_copy(update={"losses": heads, "frozen": ("backbones.", "rpn.")})
+    return recipe.model_copy(update={"stages": (boxes, rest, again, last)})
+
+
+def mnc_unshared_small() -> Recipe:
+    """One stage after the other, each on features of its own (MNC, table 1, a)."""
+    recipe = small_recipe("mnc-unshared-small")
+    (whole,) = recipe.stages
+    boxes = whole.model_copy(update={"losses": BOXES, "is_scored": False})
+    masks = whole.model_copy(update={"losses": MASKS, "is_scored": False, "frozen": ("backbones.0.", "rpn.")})
+    frozen = ("backbones.0.", "backbones.1.", "rpn.", "mask_head.")
+    categories = whole.model_copy(update={"losses": CATEGORIES, "frozen": frozen})
+    return recipe.model_copy(update={"stages": (boxes, masks, categories)})
