@@ -299,7 +299,7 @@ def box_losses(sampled: SampledRois, logits: Tensor, deltas: Tensor, *, coder: B
     """Of class logits (R, K + 1) and deltas (R, K, 4) of the RoIs drawn."""
     count = logits.new_tensor(len(sampled.rois))
     positives = sampled.positives
-    wanted = coder.encode(sampled.target_boxes, positives.boxes)
+    wanted = coder.encode(sampled.target_boxes, positives.boxes.detach())
     rows = torch.arange(len(positives), device=deltas.device)
     answered = deltas[rows, sampled.labels[: len(positives)]]
     return {

@@ -566,8 +566,8 @@ def mnc_r101(
 def small_mnc(
     *, num_classes: int, is_shared: bool, is_joint: bool, resize: ResizeRule, warp: type[RoiWarp], **numbers: Any
 ) -> MNC:
-    """Under 6 M parameters: ResNet-18 with stride 8, by dilation, and 64 channels for RoIs."""
-    channels, hidden = 64, 128
+    """ResNet-18 with stride 8, by dilation, 48 channels for RoIs, 21×21 masks."""
+    channels, hidden = 48, 128
     bodies = [
         nn.Sequential(Backbone("resnet18", strides=(8,), norm="group", dilated=True), Reduced(8, 256, channels))
         for _ in range(1 if is_shared else 3)
@@ -580,7 +580,7 @@ def small_mnc(
         ),
         sampler=CascadeSampler(num_classes=num_classes, per_image=128),
         warp=warp(14, stride=8),
-        mask_head=MaskHead(channels, hidden=128, side=21),
+        mask_head=MaskHead(channels, hidden=96, side=21),
         category_head=CategoryHead(
             _fully_connected(channels, hidden), _fully_connected(channels, hidden), width=hidden, num_classes=num_classes
         ),

@@ -42,7 +42,7 @@ def stride_of_4(instances) -> Masks:
 
 def learnt(name: str, root, out, console) -> tuple[float, float]:
     """AP of a system that has seen nothing but a few images, on these; and what its masks could reach."""
-    is_rcnn = "rcnn" in name
+    is_rcnn = "rcnn" in name or "mnc" in name
     recipe = find_recipe(name).with_changes(
         [
             f"epochs={300 if is_rcnn else 200}",
