@@ -29,6 +29,7 @@ from maskwright.evaluation import DetectionMetrics, default_limits, evaluate_det
 from maskwright.evaluation.detection import COCO_LIMITS, check_limits, proposal_limits
 from maskwright.evaluation.overlaps import Kind
 from maskwright.evaluation.proposals import ProposalMetrics, evaluate_proposals
+from maskwright.evaluation.region_ap import RegionMetrics, evaluate_regions
 from maskwright.inference import Model, load
 from maskwright.inference.scoring import detections
 from maskwright.inference.writer import predict_files as predict
@@ -121,12 +122,13 @@ def _report_training(out: Path, system: str, device: str, console: Console | Non
 class Evaluation:
     """Metrics by kind, "bbox", "segm" and "boundary", and the detections they were computed from.
 
-    Where classes are ignored there is also the recall of the answers as proposals.
+    Where classes are ignored there is also the recall of the answers as proposals; where they are not, VOC's mAP^r of masks.
     """
 
     metrics: dict[Kind, DetectionMetrics]
     results: list[dict[str, Any]]
     proposals: dict[Kind, ProposalMetrics] = field(default_factory=dict)
+    regions: RegionMetrics | None = None
 
 
 def evaluate(
@@ -277,11 +279,13 @@ class _Scoring:
         if self.class_agnostic:
             kinds = [kind for kind in answered.kinds if kind != "boundary"]
             proposals = evaluate_proposals(self.dataset, results, kinds=kinds, max_detections=limits)
+        has_regions = "segm" in answered.kinds and not self.class_agnostic
+        regions = evaluate_regions(self.dataset, results) if has_regions else None
         if self.report is None:
             metrics = evaluate_detections(
                 self.dataset, results, kinds=answered.kinds, max_detections=limits, class_agnostic=self.class_agnostic
             )
-            return Evaluation(metrics, results, proposals)
+            return Evaluation(metrics, results, proposals, regions)
         console = self.console or Console(markup=False)
         comparison = assemble(
             self.dataset,
@@ -297,4 +301,4 @@ class _Scoring:
             publish(comparison, self.dataset, {name: answered}, self.report, console)
         except OSError as error:  # the numbers are not lost with the page
             console.print(f"{self.report}: the report could not be written ({error.strerror}): name another with --report")
-        return Evaluation(comparison.rows[0].metrics[0], results, proposals)
+        return Evaluation(comparison.rows[0].metrics[0], results, proposals, regions)

@@ -14,6 +14,7 @@ from maskwright.evaluation.comparison import Comparison
 from maskwright.evaluation.detection import KIND_NAMES, percent
 from maskwright.evaluation.overlaps import Kind
 from maskwright.evaluation.proposals import ProposalMetrics
+from maskwright.evaluation.region_ap import RegionMetrics
 from maskwright.evaluation.study import AVERAGES
 from maskwright.runs.checkpoints import all_arguments
 from maskwright.systems import SYSTEMS, find_builder
@@ -72,6 +73,8 @@ def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:
     if evaluation.proposals:
         yield from proposal_tables(evaluation.proposals)
     yield from metric_tables(evaluation.metrics)
+    if evaluation.regions is not None:
+        yield region_table(evaluation.regions)
 
 
 def proposal_tables(proposals: Mapping[Kind, ProposalMetrics]) -> Iterator[Table]:
@@ -104,6 +107,14 @@ def metric_tables(metrics: Mapping[Kind, DetectionMetrics]) -> Iterator[Table]:
         for name in first.per_class:
             by_class.add_row(name, *(percent(v) for m in metrics.values() for v in (m.per_class[name], m.per_class_ap50[name])))
         yield by_class
+
+
+def region_table(regions: RegionMetrics) -> Table:
+    """mAP^r in percent."""
+    columns = [*(f"at {threshold:g}" for threshold in regions.map), "0.1 to 0.9"]
+    table = Table("", *columns, title="VOC, in percent, 11 points", title_justify="left", box=None)
+    table.add_row("mAP^r", *(percent(v) for v in regions.map.values()), percent(regions.volume))
+    return table
 
 
 def comparison_tables(comparison: Comparison) -> Iterator[Table]:

@@ -1,30 +1,35 @@
 """Finding data sets on disk: which annotation file, which image folder, which split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from maskwright.data.coco import CocoDataset, read_coco
+from maskwright.data.coco import CocoDataset, parse_coco
+from maskwright.data.files import read_json
+from maskwright.data.voc import read_sbd, read_voc
 
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+_VOC_FOLDERS = (".", "VOC2012", "VOCdevkit/VOC2012")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One annotation file with the folder its images lie in."""
+    """One annotation file with the folder its images lie in, and what reads it as COCO annotations."""
 
     annotations: Path
     images: Path
+    read: Callable[[Path], Any] = read_json
 
 
 def find_split(data: Path, split: Literal["train", "val"]) -> Source | None:
     """The files of a split in a folder, in one of the layouts people have; None where there is none.
 
-    Layouts: `images/ + annotations/train.json`, COCO 2017 (`annotations/instances_train2017.json` + `train2017/`), and
-    Roboflow (`train/_annotations.coco.json`, images beside it).
+    Layouts: `images/ + annotations/train.json`, COCO 2017 (`annotations/instances_train2017.json` + `train2017/`),
+    Roboflow (`train/_annotations.coco.json`, images beside it), VOC 2012 (`ImageSets/Segmentation/train.txt`), and
+    SBD (`train.txt` beside `inst/`, `cls/` and `img/`).
     """
     for name in _SPLIT_NAMES[split]:
         plain = data / "annotations" / f"{name}.json"
@@ -38,7 +43,12 @@ def find_split(data: Path, split: Literal["train", "val"]) -> Source | None:
         roboflow = data / name / "_annotations.coco.json"
         if roboflow.is_file():
             return Source(roboflow, data / name)
-    return None
+    for place in _VOC_FOLDERS:
+        voc = data / place / "ImageSets" / "Segmentation" / f"{split}.txt"
+        if voc.is_file():
+            return Source(voc, data / place / "JPEGImages", read_voc)
+    sbd = data / f"{split}.txt"
+    return Source(sbd, data / "img", read_sbd) if sbd.is_file() and (data / "inst").is_dir() else None
 
 
 def open_split(
@@ -68,12 +78,14 @@ def open_split(
     if source is None:
         raise ValueError(
             f"{data}: found no {split} annotations; expected annotations/{split}.json with images/, "
-            f"annotations/instances_{split}2017.json with {split}2017/, or {split}/_annotations.coco.json; "
-            "or give one annotation file with --images DIR"
+            f"annotations/instances_{split}2017.json with {split}2017/, {split}/_annotations.coco.json, VOC's "
+            f"ImageSets/Segmentation/{split}.txt, or SBD's {split}.txt with inst/; or give one annotation file with "
+            "--images DIR"
         )
     if needs_images and not source.images.is_dir():
         raise ValueError(f"{source.images}: there is no such image folder (for {source.annotations})")
-    return read_coco(source.annotations, source.images, classes=classes, invalid=invalid)
+    data_read = source.read(source.annotations)
+    return parse_coco(data_read, source.annotations, source.images, classes=classes, invalid=invalid)
 
 
 def open_datasets(

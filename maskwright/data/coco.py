@@ -294,7 +294,18 @@ def read_coco(
     Raises:
         ValueError: naming the file, the annotation ids, what is wrong and what to do.
     """
-    data = read_json(path)
+    return parse_coco(read_json(path), path, image_folder, classes=classes, invalid=invalid)
+
+
+def parse_coco(
+    data: Any,
+    path: Path,
+    image_folder: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    invalid: Literal["stop", "skip"] = "stop",
+) -> CocoDataset:
+    """The same from what the file holds, or from what is to be read as if it were such a file."""
     if not isinstance(data, dict) or any(
         not isinstance(data.get(key), list) for key in ("images", "annotations", "categories")
     ):
