@@ -73,9 +73,6 @@ class MNC(nn.Module):
         category_head: stage 3, classes and better boxes.
         voting: how 2·N instances become detections.
         training_stages, inference_stages: 3 or 5.
-        is_joint: whether gradients pass from a stage to the boxes and masks it was given.
-        mask_weight: of the mask loss.
-        num_proposals: boxes of an image.
         max_detections: per image.
     """
 
@@ -92,9 +89,6 @@ class MNC(nn.Module):
         voting: MaskVoting,
         training_stages: Literal[3, 5],
         inference_stages: Literal[3, 5],
-        is_joint: bool,
-        mask_weight: float,
-        num_proposals: int,
         max_detections: int,
     ) -> None:
         super().__init__()
@@ -107,11 +101,8 @@ class MNC(nn.Module):
         self.mask_head = mask_head
         self.category_head = category_head
         self.voting = voting
-        self.training_stages = training_stages
-        self.inference_stages = inference_stages
-        self.is_joint = is_joint
-        self.mask_weight = mask_weight
-        self.num_proposals = num_proposals
+        self.stages_in_training = training_stages
+        self.stages_at_inference = inference_stages
         self.max_detections = max_detections
 
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
@@ -120,12 +111,12 @@ class MNC(nn.Module):
         features = self._features(images.pixels)
         candidates = self.rpn(features[0])
         losses = self.rpn.loss(candidates, targets, generators)
-        proposals = self.rpn.boxes(candidates, images.sizes, keep=self.num_proposals)
-        sampled = self.sampler.draw(self._passed(proposals), targets, generators)
+        proposals = self.rpn.boxes(candidates, images.sizes)
+        sampled = self.sampler.draw(self.pass_boxes(proposals), targets, generators)
         answers, stages = self._learn(features, sampled, targets)
         losses |= stages
-        if self.training_stages == 5:
-            moved = self._passed(self.bridge(sampled.rois, answers, images.sizes))
+        if self.stages_in_training == 5:
+            moved = self.pass_boxes(self.bridge(sampled.rois, answers, images.sizes))
             _, stages = self._learn(features, self.sampler.label(moved, targets), targets)
             losses |= {f"{name}_again": loss for name, loss in stages.items()}
         return losses
@@ -133,10 +124,10 @@ class MNC(nn.Module):
     def predict(self, images: ImageBatch) -> list[Instances]:
         """Two stages on the proposals, two on the boxes they move; all instances vote (MNC, sec. 5, inference)."""
         features = self._features(images.pixels)
-        boxes = self.rpn.boxes(self.rpn(features[0]), images.sizes, keep=self.num_proposals)
+        boxes = self.rpn.boxes(self.rpn(features[0]), images.sizes)
         found = [self._look(features, Rois.of(boxes))]
         lists = [boxes]
-        if self.inference_stages == 5:
+        if self.stages_at_inference == 5:
             moved = self.bridge(Rois.of(boxes), found[0], images.sizes)
             found.append(self._look(features, Rois.of(moved)))
             lists.append(moved)
@@ -169,8 +160,13 @@ class MNC(nn.Module):
         found = [backbone(pixels) for backbone in self.backbones]
         return found if len(found) == 3 else found * 3
 
-    def _passed(self, boxes: list[Tensor]) -> list[Tensor]:
-        return boxes if self.is_joint else [b.detach() for b in boxes]
+    def pass_boxes(self, boxes: list[Tensor]) -> list[Tensor]:
+        """Boxes as the next stage is given them in training: with the gradients that lead back to them."""
+        return boxes
+
+    def pass_masks(self, probs: Tensor) -> Tensor:
+        """Mask probabilities, likewise."""
+        return probs
 
     def _look(self, features: list[Features], rois: Rois) -> Answers:
         """Stages 2 and 3 on RoIs."""
@@ -181,7 +177,7 @@ class MNC(nn.Module):
     def _categories(self, features: list[Features], rois: Rois, warped: Tensor, masks: Tensor, probs: Tensor) -> Answers:
         if features[2] is not features[1]:
             warped = self.warp(features[2], rois)
-        return Answers(masks, *self.category_head(warped, probs if self.is_joint else probs.detach()))
+        return Answers(masks, *self.category_head(warped, self.pass_masks(probs)))
 
     def _learn(
         self, features: list[Features], sampled: SampledRois, targets: list[Instances]
@@ -196,7 +192,7 @@ class MNC(nn.Module):
         answers = self._categories(features, rois, warped, masks, self.category_head.passed(shown))
         losses = box_losses(sampled, answers.classes, answers.deltas, coder=CODER, beta=1.0)
         class_loss = F.cross_entropy(answers.mask_classes, shown.labels, reduction="sum")
-        losses["mask"] = Loss(self.mask_weight * mask_loss, masks.new_tensor(wanted.numel()))
+        losses["mask"] = Loss(self.mask_head.weight * mask_loss, masks.new_tensor(wanted.numel()))
         losses["mask_class"] = Loss(class_loss, masks.new_tensor(len(rois)))
         return answers, losses
 
@@ -240,6 +236,7 @@ class CascadeRPN(RegionProposalNetwork):
         channels: of the features.
         anchors: reference boxes.
         nms_candidates: best boxes that suppress each other.
+        keep: boxes of an image.
         hidden: channels between, by default as many.
         min_side_px: of a proposal.
     """
@@ -250,6 +247,7 @@ class CascadeRPN(RegionProposalNetwork):
         *,
         anchors: PyramidAnchors,
         nms_candidates: int,
+        keep: int,
         min_side_px: float,
         hidden: int | None = None,
     ) -> None:
@@ -264,12 +262,13 @@ class CascadeRPN(RegionProposalNetwork):
         )
         self.objectness = PairwiseObjectness(hidden or channels, anchors.per_cell)
         self.nms_candidates = nms_candidates
+        self.keep = keep
 
-    def boxes(self, candidates: Candidates, sizes: list[tuple[int, int]], *, keep: int) -> list[Tensor]:
+    def boxes(self, candidates: Candidates, sizes: list[tuple[int, int]]) -> list[Tensor]:
         """The best boxes of each image, xyxy px (N, 4): who they are is decided without gradients, where they are is not."""
         anchors, deltas = torch.cat(candidates.anchors), torch.cat(candidates.deltas, dim=1)
         answers = []
-        chosen = self.choose(candidates, sizes, per_level=self.nms_candidates, keep=keep)
+        chosen = self.choose(candidates, sizes, per_level=self.nms_candidates, keep=self.keep)
         for i, ((_, rows), size) in enumerate(zip(chosen, sizes, strict=True)):
             boxes = cut(self.coder.decode(clamp_gradient(deltas[i, rows], GRADIENT_BOUND), anchors[rows]), size)
             is_inside = (box_functions.clip(anchors[rows], size) == anchors[rows]).all(dim=1, keepdim=True)
@@ -374,10 +373,12 @@ class MaskHead(nn.Module):
         hidden: units of the hidden layer.
         side: M.
         cells: S.
+        weight: of the loss (the paper: 1, the code: 2).
     """
 
-    def __init__(self, channels: int, *, hidden: int = 256, side: int, cells: int = 14) -> None:
+    def __init__(self, channels: int, *, hidden: int = 256, side: int, cells: int = 14, weight: float = 2.0) -> None:
         super().__init__()
+        self.weight = weight
         self.fc1 = nn.Linear(channels * cells**2, hidden)
         self.fc2 = Float32Linear(hidden, side**2)
         for layer in (self.fc1, self.fc2):
@@ -511,7 +512,7 @@ def mnc_vgg16(
     return MNC(
         input=InputSpec(resize=PIXELS_600, size_divisor=1),
         backbones=[body],
-        rpn=CascadeRPN(512, anchors=PyramidAnchors(ANCHORS_VGG), nms_candidates=6000, min_side_px=16),
+        rpn=CascadeRPN(512, anchors=PyramidAnchors(ANCHORS_VGG), nms_candidates=6000, keep=num_proposals, min_side_px=16),
         sampler=CascadeSampler(num_classes=num_classes),
         warp=RoiWarp(14, stride=16),
         mask_head=MaskHead(512, side=mask_side),
@@ -521,9 +522,6 @@ def mnc_vgg16(
         voting=MaskVoting(partners=partners, score_threshold=score_threshold),
         training_stages=training_stages,
         inference_stages=inference_stages,
-        is_joint=True,
-        mask_weight=2.0,
-        num_proposals=num_proposals,
         max_detections=max_detections,
     )
 
@@ -547,7 +545,12 @@ def mnc_r101(
         input=InputSpec(resize=PIXELS_600),
         backbones=[body],
         rpn=CascadeRPN(
-            channels, anchors=PyramidAnchors({16: (64, 128, 256, 512)}), nms_candidates=6000, min_side_px=2, hidden=512
+            channels,
+            anchors=PyramidAnchors({16: (64, 128, 256, 512)}),
+            nms_candidates=6000,
+            keep=num_proposals,
+            min_side_px=2,
+            hidden=512,
         ),
         sampler=CascadeSampler(num_classes=num_classes),
         warp=RoiWarp(14, stride=16),
@@ -556,38 +559,27 @@ def mnc_r101(
         voting=MaskVoting(score_threshold=score_threshold),
         training_stages=training_stages,
         inference_stages=inference_stages,
-        is_joint=True,
-        mask_weight=2.0,
-        num_proposals=num_proposals,
         max_detections=max_detections,
     )
 
 
-def small_mnc(
-    *, num_classes: int, is_shared: bool, is_joint: bool, resize: ResizeRule, warp: type[RoiWarp], **numbers: Any
-) -> MNC:
-    """ResNet-18 with stride 8, by dilation, 48 channels for RoIs, 21×21 masks."""
+def small_parts(*, num_classes: int, backbones: int, num_proposals: int, warp: type[RoiWarp]) -> dict[str, Any]:
+    """The parts of the small sizes: ResNet-18 with stride 8, by dilation, 48 channels for RoIs, 21×21 masks."""
     channels, hidden = 48, 128
     bodies = [
         nn.Sequential(Backbone("resnet18", strides=(8,), norm="group", dilated=True), Reduced(8, 256, channels))
-        for _ in range(1 if is_shared else 3)
+        for _ in range(backbones)
     ]
-    return MNC(
-        input=InputSpec(resize=resize),
-        backbones=bodies,
-        rpn=CascadeRPN(
-            channels, anchors=PyramidAnchors({8: (16, 32, 64, 128, 256)}), nms_candidates=2000, min_side_px=4, hidden=128
-        ),
-        sampler=CascadeSampler(num_classes=num_classes, per_image=128),
-        warp=warp(14, stride=8),
-        mask_head=MaskHead(channels, hidden=96, side=21),
-        category_head=CategoryHead(
-            _fully_connected(channels, hidden), _fully_connected(channels, hidden), width=hidden, num_classes=num_classes
-        ),
-        is_joint=is_joint,
-        mask_weight=2.0,
-        **numbers,
-    )
+    anchors = PyramidAnchors({8: (16, 32, 64, 128, 256)})
+    paths = [_fully_connected(channels, hidden) for _ in range(2)]
+    return {
+        "backbones": bodies,
+        "rpn": CascadeRPN(channels, anchors=anchors, nms_candidates=2000, keep=num_proposals, min_side_px=4, hidden=128),
+        "sampler": CascadeSampler(num_classes=num_classes, per_image=128),
+        "warp": warp(14, stride=8),
+        "mask_head": MaskHead(channels, hidden=96, side=21),
+        "category_head": CategoryHead(*paths, width=hidden, num_classes=num_classes),
+    }
 
 
 def mnc_small(
@@ -604,15 +596,12 @@ def mnc_small(
     long_px: int = 1024,
 ) -> MNC:
     """MNC for a CPU and for tests."""
-    return small_mnc(
-        num_classes=num_classes,
-        is_shared=True,
-        is_joint=True,
-        resize=ResizeRule(short_px, long_px),
-        warp=RoundedRoiWarp if rounds_corners else RoiWarp,
+    warp = RoundedRoiWarp if rounds_corners else RoiWarp
+    return MNC(
+        input=InputSpec(resize=ResizeRule(short_px, long_px)),
         voting=MaskVoting(partners=partners, score_threshold=score_threshold),
         training_stages=training_stages,
         inference_stages=inference_stages,
-        num_proposals=num_proposals,
         max_detections=max_detections,
+        **small_parts(num_classes=num_classes, backbones=1, num_proposals=num_proposals, warp=warp),
     )

@@ -7,13 +7,27 @@ through the boxes and masks it is given.
 from collections.abc import Callable
 from typing import Literal
 
+from torch import Tensor
+
 from maskwright.layers.roi import RoiWarp
-from maskwright.structures import ResizeRule
+from maskwright.structures import InputSpec, ResizeRule
 from maskwright.systems.mask_voting import MaskVoting
-from maskwright.systems.mnc import MNC, small_mnc
+from maskwright.systems.mnc import MNC, small_parts
 
 
-def _stepwise(*, is_shared: bool, summary: str) -> Callable[..., MNC]:
+class StepwiseMNC(MNC):
+    """A cascade whose stages learn nothing from each other but what they are given."""
+
+    def pass_boxes(self, boxes: list[Tensor]) -> list[Tensor]:
+        """Boxes as numbers."""
+        return [b.detach() for b in boxes]
+
+    def pass_masks(self, probs: Tensor) -> Tensor:
+        """Masks as numbers."""
+        return probs.detach()
+
+
+def _stepwise(*, is_shared: bool, summary: str) -> Callable[..., StepwiseMNC]:
     def build(
         *,
         num_classes: int,
@@ -23,18 +37,14 @@ def _stepwise(*, is_shared: bool, summary: str) -> Callable[..., MNC]:
         score_threshold: float = 0.0,
         short_px: int = 512,
         long_px: int = 1024,
-    ) -> MNC:
-        return small_mnc(
-            num_classes=num_classes,
-            is_shared=is_shared,
-            is_joint=False,
-            resize=ResizeRule(short_px, long_px),
-            warp=RoiWarp,
+    ) -> StepwiseMNC:
+        return StepwiseMNC(
+            input=InputSpec(resize=ResizeRule(short_px, long_px)),
             voting=MaskVoting(score_threshold=score_threshold),
             training_stages=3,
             inference_stages=inference_stages,
-            num_proposals=num_proposals,
             max_detections=max_detections,
+            **small_parts(num_classes=num_classes, backbones=1 if is_shared else 3, num_proposals=num_proposals, warp=RoiWarp),
         )
 
     build.__doc__ = summary
