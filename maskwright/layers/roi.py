@@ -237,6 +237,47 @@ class RoundedRoiWarp(RoiWarp):
         return boxes + (torch.floor(boxes + 0.5) - boxes).detach()
 
 
+class PositionSensitiveAlign(nn.Module):
+    """Maps of RoIs of which each part is read from channels of its own (R-FCN, arXiv 1605.06409, sec. 2; FCIS, sec. 3.1).
+
+    A RoI is divided into G×G parts; its grid of S×S points has S / G of them in each, a bilinear sample each. The authors' code
+    takes means over rounded cells in their place.
+
+    Args:
+        side: points per side of the grid, S.
+        parts: per side, G, a divisor of S.
+        stride: of the map.
+    """
+
+    def __init__(self, side: int, *, parts: int, stride: int) -> None:
+        super().__init__()
+        if side % parts:
+            raise ValueError(f"got {side} points and {parts} parts a side, expected as many points in every part")
+        self.side = side
+        self.parts = parts
+        self.stride = stride
+
+    def extra_repr(self) -> str:
+        """Numbers for print(module)."""
+        return f"side={self.side}, parts={self.parts}, stride={self.stride}"
+
+    def forward(self, maps: Tensor, rois: Rois) -> Tensor:
+        """Maps (B, G·G·D, H, W), the D channels of a part next to each other, and R RoIs → float32 (R, D, S, S)."""
+        batch, channels, height, width = maps.shape
+        groups = self.parts**2
+        table = maps.permute(0, 2, 3, 1).reshape(batch, height, width * groups, channels // groups)
+        table = table.to(torch.promote_types(table.dtype, torch.float32))
+        corners = rois.boxes / self.stride - 0.5
+        extents = corners[:, 2:] - corners[:, :2]
+        ratio = (torch.arange(self.side, device=maps.device, dtype=corners.dtype) + 0.5) / self.side
+        y = _neighbours(corners[:, 1, None] + ratio * extents[:, 1, None], corners.new_ones(1), height)  # (R, S, 2)
+        x = _neighbours(corners[:, 0, None] + ratio * extents[:, 0, None], corners.new_ones(1), width)
+        part = torch.arange(self.side, device=maps.device) * self.parts // self.side
+        of_point = part[:, None] * self.parts + part  # (S, S)
+        points = _look_up(table, rois.image_index, y, (x[0] * groups, x[1]), of_point)
+        return points.reshape(len(rois), self.side, self.side, -1).permute(0, 3, 1, 2)
+
+
 # Looking up features
 
 _Axis = tuple[Tensor, Tensor]
@@ -253,11 +294,16 @@ def _neighbours(position: Tensor, share: Tensor, size: int) -> _Axis:
     return both, torch.stack([(1 - fraction) * share, fraction * share], dim=-1)
 
 
-def _look_up(table: Tensor, image_index: Tensor, y: _Axis, x: _Axis) -> Tensor:
-    """Weighted sums of feature vectors, in one look-up in the table of all of them (B, H, W, C); (n · cells · cells, C)."""
+def _look_up(table: Tensor, image_index: Tensor, y: _Axis, x: _Axis, shift: Tensor | None = None) -> Tensor:
+    """Weighted sums of feature vectors, in one look-up in the table of all of them (B, H, W, C); (n · cells · cells, C).
+
+    `shift` is added to where each cell's vectors are in the table, (cells, cells).
+    """
     _, height, width, channels = table.shape
     first = (image_index * (height * width))[:, None, None, None, None]
     index = first + (y[0] * width)[:, :, None, :, None] + x[0][:, None, :, None, :]
+    if shift is not None:
+        index = index + shift[:, :, None, None]
     weight = y[1][:, :, None, :, None] * x[1][:, None, :, None, :]
     look_ups = y[0].shape[-1] * x[0].shape[-1]
     return F.embedding_bag(

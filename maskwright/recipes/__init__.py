@@ -30,6 +30,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "faster-rcnn-r50-fpn": mask_rcnn.faster_rcnn_r50_fpn,
     "faster-rcnn-r50-fpn-torchvision": mask_rcnn.faster_rcnn_r50_fpn_torchvision,
     "faster-rcnn-small": mask_rcnn.faster_rcnn_small,
+    "fcis-r101": mnc.fcis_r101,
+    "fcis-small": mnc.fcis_small,
     "fcos-r50": fcos.fcos_r50,
     "fcos-r50-torchvision": fcos.fcos_r50_torchvision,
     "fcos-small": fcos.fcos_small,

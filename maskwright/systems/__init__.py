@@ -15,6 +15,7 @@ from maskwright.systems.embedmask_early import (
 )
 from maskwright.systems.embedmask_fused import embedmask_fused_small, embedmask_r50_fused, embedmask_r101_fused
 from maskwright.systems.fast_rcnn import fast_rcnn_r50_fpn, fast_rcnn_small, fast_rcnn_vgg16
+from maskwright.systems.fcis import fcis_r101, fcis_small
 from maskwright.systems.fcos import fcos_r50, fcos_small
 from maskwright.systems.mask_rcnn import (
     faster_rcnn_r50_fpn,
@@ -57,6 +58,8 @@ SYSTEMS: dict[str, Builder] = {
     "faster-rcnn-r50-fpn": faster_rcnn_r50_fpn,
     "faster-rcnn-r50-fpn-torchvision": faster_rcnn_r50_fpn_torchvision,
     "faster-rcnn-small": faster_rcnn_small,
+    "fcis-r101": fcis_r101,
+    "fcis-small": fcis_small,
     "fcos-r50": fcos_r50,
     "fcos-r50-torchvision": fcos_r50_torchvision,
     "fcos-small": fcos_small,

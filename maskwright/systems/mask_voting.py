@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from maskwright.layers.nms import nms_by_group
-from maskwright.structures import Instances, MaskTiles
+from maskwright.structures import Instances, Masks, MaskTiles
 from maskwright.structures import boxes as box_functions
 
 MASK_THRESHOLD = 0.4  # MNC's code, of targets and of answers
@@ -45,7 +45,7 @@ class MaskVoting:
 
         Args:
             boxes: xyxy px, (N, 4).
-            grids: mask probabilities in them, (N, M, M).
+            grids: mask probabilities in them, one for each class or one for all, (N, K, M, M) or (N, 1, M, M).
             scores: of each class, (N, K).
             image_size: (height, width) of the frame of the boxes.
         """
@@ -61,6 +61,21 @@ class MaskVoting:
         elif self.partners == "none":
             votes = torch.zeros_like(votes)
         votes[torch.arange(len(row)), row] = True
-        groups = [voters.nonzero()[:, 0] for voters in votes.cpu()]
-        masks = MaskTiles(grids, boxes.round()).vote(groups, weights, image_size).paste(image_size, MASK_THRESHOLD)
+        groups = [voters.nonzero()[:, 0] for voters in votes]
+        masks = self._masks(boxes, grids, groups, label, weights, image_size)
         return Instances(image_size, boxes=boxes[row], labels=label, scores=score, masks=masks.to(boxes.device))
+
+    @staticmethod
+    def _masks(
+        boxes: Tensor, grids: Tensor, groups: list[Tensor], label: Tensor, weights: Tensor, image_size: tuple[int, int]
+    ) -> Masks:
+        """The mean mask of each group, of the class of its detection."""
+        if not groups:
+            return Masks.empty(image_size)
+        kinds = grids.shape[1]
+        own = label if kinds > 1 else torch.zeros_like(label)
+        places = [rows * kinds + kind for rows, kind in zip(groups, own, strict=True)]  # which grids vote
+        used, place = torch.unique(torch.cat(places), return_inverse=True)
+        tiles = MaskTiles(grids.flatten(0, 1)[used], boxes.round()[used // kinds])
+        voters = torch.split(place, [len(p) for p in places])
+        return tiles.vote(voters, weights[:, used // kinds], image_size).paste(image_size, MASK_THRESHOLD)

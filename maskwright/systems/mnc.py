@@ -132,7 +132,7 @@ class MNC(nn.Module):
             found.append(self._look(features, Rois.of(moved)))
             lists.append(moved)
         counts = [len(b) for b in boxes]
-        grids = [torch.split(answers.masks.sigmoid(), counts) for answers in found]
+        grids = [torch.split(answers.masks.sigmoid()[:, None], counts) for answers in found]
         scores = [torch.split(answers.mask_classes.softmax(dim=1)[:, :-1], counts) for answers in found]
         detections = []
         for i, (size, original) in enumerate(zip(images.sizes, images.original_sizes, strict=True)):

@@ -437,7 +437,7 @@ class Constant(nn.Module):
 
 
 def voted(boxes, grids, scores, keep=10, **options):
-    return MaskVoting(**options)(torch.tensor(boxes), torch.stack(grids), torch.tensor(scores), (100, 100), keep=keep)
+    return MaskVoting(**options)(torch.tensor(boxes), torch.stack(grids)[:, None], torch.tensor(scores), (100, 100), keep=keep)
 
 
 ONE, NOTHING = torch.ones(21, 21), torch.zeros(21, 21)
