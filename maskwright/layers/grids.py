@@ -57,6 +57,20 @@ class RoundedAnchors(PyramidAnchors):
         return anchor_shapes([(size / ratio**0.5, size * ratio**0.5) for ratio in ratios for size in sizes]).round()
 
 
+class CaffeAnchors(PyramidAnchors):
+    """Anchors as the first Faster R-CNN laid them: sides of a 16 px cell rounded before they are scaled, around its middle.
+
+    Args:
+        sizes: multiples of 16 px, for each stride.
+    """
+
+    @staticmethod
+    def cell(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+        """Anchors of one cell whose corner is the origin, xyxy px, (A, 4); for each ratio the sizes in turn."""
+        sides = [(width, round(width * ratio)) for ratio in ratios for width in [round((256 / ratio) ** 0.5)]]
+        return anchor_shapes([(w * size / 16, h * size / 16) for w, h in sides for size in sizes]) + 8
+
+
 def cell_centres(features: Mapping[int, Tensor]) -> list[Tensor]:
     """Centres of the cells of each level, (x, y) px, (P, 2) (FCOS, sec. 3.1: ⌊s/2⌋ + s·j)."""
     return [

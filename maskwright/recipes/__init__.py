@@ -45,6 +45,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "mnc-stepwise-small": mnc.mnc_stepwise_small,
     "mnc-unshared-small": mnc.mnc_unshared_small,
     "mnc-vgg16": mnc.mnc_vgg16,
+    "mnc-vgg16-released": mnc.mnc_vgg16_released,
     "multipath-small": fast_rcnn.multipath_small,
     "multipath-vgg16": fast_rcnn.multipath_vgg16,
     "sharpmask-r50": deepmask.sharpmask_r50,

@@ -8,7 +8,7 @@ from typing import Any
 from maskwright.data.coco import Categories
 from maskwright.data.files import write_json
 from maskwright.runs.checkpoints import NORM_EPS, ModelCard, all_arguments, build_system, load_strictly, save_model
-from maskwright.weights import deepmask, embedmask, torchvision
+from maskwright.weights import deepmask, embedmask, mnc, torchvision
 from maskwright.weights.conversion import Converted, Source
 from maskwright.weights.files import read_state_dict
 
@@ -18,6 +18,7 @@ IMPORTABLE = {  # what is asked for → the builder with the parts these weights
     "faster-rcnn-r50-fpn": "faster-rcnn-r50-fpn-torchvision",
     "fcos-r50": "fcos-r50-torchvision",
     "mask-rcnn-r50-fpn": "mask-rcnn-r50-fpn-torchvision",
+    "mnc-vgg16": "mnc-vgg16-released",
     "sharpmask-r50": "sharpmask-r50",
     **{name: name for name in _EMBEDMASK},
 }
@@ -38,12 +39,12 @@ def import_weights(
     """Make a run of another toolkit's checkpoint, whatever its classes.
 
     torchvision's Faster and Mask R-CNN (R50-FPN, first versions) and FCOS; the authors' EmbedMask, DeepMask and SharpMask
-    (.t7 files of Torch7). The run records the parts
-    these weights were trained with, so that it answers as the original does. Rows keep their numbers as original ids; where
+    (.t7 files of Torch7) and MNC (.caffemodel or .caffemodel.h5 of Caffe). The run records the parts these weights were trained
+    with, so that it answers as the original does. Rows keep their numbers as original ids; where
     their number is COCO's (torchvision's 91, EmbedMask's 80), they get COCO's names and ids.
 
     Args:
-        file: a .pth or .safetensors file, never executed.
+        file: a .pth, .safetensors, .t7, .caffemodel or .caffemodel.h5 file, never executed.
         system: one of IMPORTABLE, or the builder it stands for.
         out: the run folder to make.
         classes: names of the rows, the background's left out; by default COCO's where their number says so, else the numbers.
@@ -114,7 +115,7 @@ def _names(file: Path, converted: Converted, given: Sequence[str] | None) -> tup
 def _read(file: Path, builder: str) -> Converted:
     """A checkpoint of what the builder builds, in our names."""
     state = read_state_dict(file)
-    sources: list[Source] = [torchvision, embedmask, deepmask]
+    sources: list[Source] = [torchvision, embedmask, deepmask, mnc]
     for source in sources:
         if source.recognizes(state):
             try:
@@ -126,5 +127,5 @@ def _read(file: Path, builder: str) -> Converted:
                 raise ValueError(f"{file}: holds the weights of another system: import it with --system {right}")
             return converted
     some = ", ".join(list(state)[:3])
-    known = "torchvision's Faster R-CNN, Mask R-CNN or FCOS, or of the authors' EmbedMask, DeepMask or SharpMask"
+    known = "torchvision's Faster R-CNN, Mask R-CNN or FCOS, or of the authors' EmbedMask, DeepMask, SharpMask or MNC"
     raise ValueError(f"{file}: not a checkpoint of {known} (it holds {some}, ...)")

@@ -26,6 +26,7 @@ from maskwright.systems.mask_rcnn import (
     mask_rcnn_x101_fpn,
 )
 from maskwright.systems.mnc import mnc_r101, mnc_small, mnc_vgg16
+from maskwright.systems.mnc_released import mnc_vgg16_released
 from maskwright.systems.mnc_stepwise import mnc_stepwise_small, mnc_unshared_small
 from maskwright.systems.multipath import multipath_small, multipath_vgg16
 from maskwright.systems.sharpmask import sharpmask_r50, sharpmask_small
@@ -73,6 +74,7 @@ SYSTEMS: dict[str, Builder] = {
     "mnc-stepwise-small": mnc_stepwise_small,
     "mnc-unshared-small": mnc_unshared_small,
     "mnc-vgg16": mnc_vgg16,
+    "mnc-vgg16-released": mnc_vgg16_released,
     "multipath-small": multipath_small,
     "multipath-vgg16": multipath_vgg16,
     "sharpmask-r50": sharpmask_r50,

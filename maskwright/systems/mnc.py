@@ -19,6 +19,7 @@ background as the last of K + 1 columns.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -26,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.layers.assignment import IGNORED, NEGATIVE, POSITIVE, Assignment, IouMatcher, SampledMeanSampler, drawn
-from maskwright.layers.backbones import Backbone, Reduced, last_stage
+from maskwright.layers.backbones import ORIGINS, Backbone, Origin, Reduced, last_stage
 from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.gradients import clamp_gradient
-from maskwright.layers.grids import PyramidAnchors
+from maskwright.layers.grids import CaffeAnchors, PyramidAnchors
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.precision import Float32Linear
 from maskwright.layers.roi import Rois, RoiWarp, RoundedRoiWarp
@@ -481,7 +482,7 @@ class CategoryHead(nn.Module):
 # Sizes
 
 PIXELS_600 = ResizeRule(short_px=600, long_px=1000)
-ANCHORS_VGG = {16: (128, 256, 512)}  # Faster R-CNN, sec. 3.1.1
+ANCHORS_VGG = CaffeAnchors({16: (128, 256, 512)})  # Faster R-CNN, sec. 3.1.1
 
 
 def _fully_connected(channels: int, hidden: int) -> nn.Sequential:
@@ -496,9 +497,32 @@ def _fully_connected(channels: int, hidden: int) -> nn.Sequential:
     )
 
 
+def vgg16_parts(
+    *, num_classes: int, mask_side: int, num_proposals: int, warp: RoiWarp, moves_by_background: bool, is_selective: bool
+) -> dict[str, Any]:
+    """The parts of the published size."""
+    box_path, mask_path = (_fully_connected(512, 4096) for _ in range(2))
+    return {
+        "backbones": [Backbone("vgg16", strides=(16,), norm="none", ceil_mode=True)],
+        "rpn": CascadeRPN(512, anchors=ANCHORS_VGG, nms_candidates=6000, keep=num_proposals, min_side_px=16),
+        "sampler": CascadeSampler(num_classes=num_classes),
+        "warp": warp,
+        "mask_head": MaskHead(512, side=mask_side),
+        "category_head": CategoryHead(
+            box_path,
+            mask_path,
+            width=4096,
+            num_classes=num_classes,
+            moves_by_background=moves_by_background,
+            is_selective=is_selective,
+        ),
+    }
+
+
 def mnc_vgg16(
     *,
     num_classes: int,
+    weights_origin: Origin = "timm",
     mask_side: int = 21,
     training_stages: Literal[3, 5] = 5,
     inference_stages: Literal[3, 5] = 5,
@@ -508,21 +532,20 @@ def mnc_vgg16(
     score_threshold: float = 0.0,
 ) -> MNC:
     """MNC on VGG-16: 283.0 M parameters at 20 classes; `mask_side=28` is the paper's, 21 the code's."""
-    body = Backbone("vgg16", strides=(16,), norm="none", ceil_mode=True)
     return MNC(
-        input=InputSpec(resize=PIXELS_600, size_divisor=1),
-        backbones=[body],
-        rpn=CascadeRPN(512, anchors=PyramidAnchors(ANCHORS_VGG), nms_candidates=6000, keep=num_proposals, min_side_px=16),
-        sampler=CascadeSampler(num_classes=num_classes),
-        warp=RoiWarp(14, stride=16),
-        mask_head=MaskHead(512, side=mask_side),
-        category_head=CategoryHead(
-            _fully_connected(512, 4096), _fully_connected(512, 4096), width=4096, num_classes=num_classes
-        ),
+        input=replace(ORIGINS[weights_origin].input(PIXELS_600), size_divisor=1),
         voting=MaskVoting(partners=partners, score_threshold=score_threshold),
         training_stages=training_stages,
         inference_stages=inference_stages,
         max_detections=max_detections,
+        **vgg16_parts(
+            num_classes=num_classes,
+            mask_side=mask_side,
+            num_proposals=num_proposals,
+            warp=RoiWarp(14, stride=16),
+            moves_by_background=False,
+            is_selective=False,
+        ),
     )
 
 

@@ -11,13 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from maskwright.weights.caffe import read_caffemodel
 from maskwright.weights.torch7 import read_t7, tensors_of
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")  # before every name: data parallel and averaging, Lightning, torch.compile
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The table of tensors in a .safetensors file, a torch checkpoint, or a .t7 file of Torch7.
+    """The table of tensors in a .safetensors file, a torch checkpoint, a .t7 file of Torch7, or a .caffemodel (.h5) of Caffe.
 
     A table under "state_dict" or "model" is taken out of what a training script saved around it, and what wrappers put before
     every name is left away.
@@ -32,6 +33,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return tensors_of(read_t7(path))
         except RecursionError:
             raise ValueError(f"{path}: nested too deeply to be a network") from None
+    if path.name.endswith((".caffemodel", ".caffemodel.h5")):
+        return read_caffemodel(path)
     data: Any = _load_safetensors(path) if path.suffix == ".safetensors" else _load_plain(path)
     for key in ("state_dict", "model"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):

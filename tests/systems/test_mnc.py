@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from maskwright.layers.gradients import clamp_gradient
-from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.roi import Rois, RoiWarp, RoundedRoiWarp
 from maskwright.structures import ImageBatch, Instances, Masks, MaskTiles
 from maskwright.structures.boxes import iou
@@ -85,14 +84,21 @@ def test_parameters_are_those_of_the_released_network():
 
 
 def test_anchors_cover_the_published_sizes():
-    anchors = torch.cat(PyramidAnchors(ANCHORS_VGG)({16: torch.zeros(1, 1, 38, 63)}))
-    assert len(anchors) == 21_546
-    areas = (anchors[:9, 2:] - anchors[:9, :2]).prod(dim=1)
-    assert areas.sqrt().tolist() == pytest.approx([128] * 3 + [256] * 3 + [512] * 3, rel=1e-5)
+    (anchors,) = ANCHORS_VGG({16: torch.zeros(1, 1, 38, 63)})
+    inclusive = [
+        [-84, -40, 99, 55], [-176, -88, 191, 103], [-360, -184, 375, 199], [-56, -56, 71, 71], [-120, -120, 135, 135],
+        [-248, -248, 263, 263], [-36, -80, 51, 95], [-80, -168, 95, 183], [-168, -344, 183, 359],
+    ]  # fmt: skip
+    assert anchors[:9].tolist() == [[x0, y0, x1 + 1, y1 + 1] for x0, y0, x1, y1 in inclusive]
+    assert anchors[9].tolist() == [-68, -40, 116, 56]  # the next cell of the row
     matcher = InsideMatcher(positive=0.7, negative=0.3, rescue_above=0.0)
     kind = matcher(anchors, objects((200, 200, 330, 330), size=(600, 1000))).kind
     outside = (anchors[:, :2] < 0).any(dim=1) | (anchors[:, 2] > 1000) | (anchors[:, 3] > 600)
     assert (kind[outside] == -1).all()
+    assert (len(anchors), int((~outside).sum())) == (21_546, 8_151)
+    (smaller,) = ANCHORS_VGG({16: torch.zeros(1, 1, 38, 50)})
+    is_inside = (smaller[:, :2] >= 0).all(dim=1) & (smaller[:, 2] <= 800) & (smaller[:, 3] <= 600)
+    assert (len(smaller), int(is_inside.sum())) == (17_100, 5_944)
     assert (kind[~outside] == 1).any()
 
 
