@@ -1,10 +1,10 @@
 """DeepMask, SharpMask and the detectors on their proposals, in small, on real data: the tables of docs/deepmask.md.
 
-    python -m benchmarks.proposals --data DIR --out runs/proposals --part nuclei        # likewise people-keypoints, coco-mini
+    python -m benchmarks.proposals --data DIR --out runs/proposals --part nuclei        # likewise coco-mini
     python -m benchmarks.proposals --data DIR --out runs/proposals --part detectors
     python -m benchmarks.proposals --part speed
 
-DIR holds nuclei/, people-keypoints/ and coco-mini/. What is trained is not trained again.
+DIR holds nuclei/ and coco-mini/. What is trained is not trained again.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from maskwright.systems.mask_rcnn import FasterRCNN
 from maskwright.training import train
 
 PAGE = Path(__file__).parent.parent / "docs" / "deepmask.md"
-STEPS = {"nuclei": (1500, 600), "people-keypoints": (1500, 600), "coco-mini": (1500, 600)}  # of DeepMask, of the refinement
+STEPS = {"nuclei": (1500, 600), "coco-mini": (500, 200)}  # of DeepMask, of the refinement
 LIMITS = (10, 100, 1000)
 PER_EPOCH = 50
 

@@ -81,10 +81,7 @@ def test_damaged_files_are_named(tmp_path):
         (field(1, 2, b"text"), "holds no layer with numbers"),
         (field(100, 3, b""), "unknown wire type 3"),
         (b"", "holds no layer"),
-        (
-            field(100, 2, field(1, 2, b"x") + field(7, 2, field(7, 2, field(1, 0, 5)) + field(5, 2, bytes(8)))),
-            "a blob of 5 holds 2",
-        ),
+        (field(100, 2, field(1, 2, b"x") + field(7, 2, two_for_five)), "a blob of 5 holds 2"),
     ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=message):
