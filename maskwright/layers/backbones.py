@@ -3,9 +3,10 @@
 They answer {stride: (B, C, H / stride, W / stride)}.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import timm
@@ -92,13 +93,38 @@ class Reduced(nn.Module):
         return {self.stride: torch.relu(self.conv(features[self.stride]))}
 
 
-def last_stage(name: str, *, norm: Norm) -> nn.Module:
+class ImageNetPart(nn.Module):
+    """A part outside the backbone that begins with weights of an ImageNet network, too.
+
+    `pretrained` is timm's name of that network, None for a part that starts afresh; `sources` names, for each layer of the
+    part, that of the network in timm's files and in torchvision's.
+    """
+
+    pretrained: str | None = None
+    sources: Mapping[str, tuple[str, str]]
+
+
+VGG_HIDDEN = {"fc1": ("pre_logits.fc1", "classifier.0"), "fc2": ("pre_logits.fc2", "classifier.3")}
+"""VGG-16's two hidden layers."""
+
+
+class LastStage(ImageNetPart):
     """The last stage of a ResNet, which halves the resolution, for features of RoIs."""
-    layers: dict[Norm, Any] = {"group": GroupNorm, "layer": LayerNorm2d, "frozen": nn.BatchNorm2d}
-    stage: nn.Module = timm.create_model(name, norm_layer=layers[norm]).layer4  # type: ignore[assignment]
-    if norm == "frozen":
-        freeze_norms(stage)
-    return stage
+
+    sources = MappingProxyType({"layer4": ("layer4", "layer4")})
+
+    def __init__(self, name: str, *, norm: Norm) -> None:
+        super().__init__()
+        layers: dict[Norm, Any] = {"group": GroupNorm, "layer": LayerNorm2d, "frozen": nn.BatchNorm2d}
+        self.layer4: nn.Module = timm.create_model(name, norm_layer=layers[norm]).layer4  # type: ignore[assignment]
+        self.pretrained = name
+        if norm == "frozen":
+            freeze_norms(self.layer4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, S, S) → (R, 2·C, S / 2, S / 2)."""
+        answer: Tensor = self.layer4(x)
+        return answer
 
 
 @dataclass(frozen=True)

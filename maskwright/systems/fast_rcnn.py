@@ -13,13 +13,14 @@ Legend: R proposals of the batch · K classes, with the background as the last o
 """
 
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.layers.backbones import Backbone
+from maskwright.layers.backbones import VGG_HIDDEN, Backbone, ImageNetPart
 from maskwright.layers.dropout import keyed_dropout
 from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.roi import RoiAlign, RoiPool, Rois
@@ -125,17 +126,21 @@ def masks_of_proposals(proposals: Instances) -> Any:
     return proposals.masks
 
 
-class ProposalBoxHead(BoxHead):
+class ProposalBoxHead(BoxHead, ImageNetPart):
     """A box head that tells which proposal a detection came from.
 
     Args:
         dropout: probability after each hidden layer (VGG-16: 0.5); draws belong to the images.
+        pretrained: see `ImageNetPart`.
         parts: of `BoxHead`.
     """
 
-    def __init__(self, channels: int, *, dropout: float = 0.0, **parts: Any) -> None:
+    sources = MappingProxyType(VGG_HIDDEN)
+
+    def __init__(self, channels: int, *, dropout: float = 0.0, pretrained: str | None = None, **parts: Any) -> None:
         super().__init__(channels, **parts)
         self.dropout = dropout
+        self.pretrained = pretrained
 
     def hidden(self, features: Features, rois: Rois, generators: list[torch.Generator] | None) -> Tensor:
         """What classes and boxes are told from, (R, D); generators switch the dropout on."""
@@ -184,6 +189,7 @@ def fast_rcnn_vgg16(
             num_classes=num_classes,
             pool=RoiPool(7, stride=16),
             dropout=0.5,
+            pretrained="vgg16",
             box_beta=1.0,
             score_threshold=score_threshold,
             nms_iou=0.3,

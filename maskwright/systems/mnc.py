@@ -20,6 +20,7 @@ background as the last of K + 1 columns.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.layers.assignment import IGNORED, NEGATIVE, POSITIVE, Assignment, IouMatcher, SampledMeanSampler, drawn
-from maskwright.layers.backbones import ORIGINS, Backbone, Origin, Reduced, last_stage
+from maskwright.layers.backbones import ORIGINS, VGG_HIDDEN, Backbone, ImageNetPart, LastStage, Origin, Reduced
 from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.gradients import clamp_gradient
 from maskwright.layers.grids import CaffeAnchors, PyramidAnchors
@@ -485,23 +486,34 @@ PIXELS_600 = ResizeRule(short_px=600, long_px=1000)
 ANCHORS_VGG = CaffeAnchors({16: (128, 256, 512)})  # Faster R-CNN, sec. 3.1.1
 
 
-def _fully_connected(channels: int, hidden: int) -> nn.Sequential:
-    """A pathway of stage 3: the greatest of 2×2, then two hidden layers."""
-    return nn.Sequential(
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(channels * 49, hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, hidden),
-        nn.ReLU(inplace=True),
-    )
+class HiddenLayers(ImageNetPart):
+    """A pathway of stage 3: the greatest of 2×2, then two hidden layers.
+
+    Args:
+        channels: of warped features.
+        hidden: units of both layers.
+        pretrained: see `ImageNetPart`.
+    """
+
+    sources = MappingProxyType(VGG_HIDDEN)
+
+    def __init__(self, channels: int, *, hidden: int, pretrained: str | None = None) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels * 49, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.pretrained = pretrained
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, 14, 14) → (R, D)."""
+        x = F.relu(self.fc1(F.max_pool2d(x, 2).flatten(1)), inplace=True)
+        return F.relu(self.fc2(x), inplace=True)
 
 
 def vgg16_parts(
     *, num_classes: int, mask_side: int, num_proposals: int, warp: RoiWarp, moves_by_background: bool, is_selective: bool
 ) -> dict[str, Any]:
     """The parts of the published size."""
-    box_path, mask_path = (_fully_connected(512, 4096) for _ in range(2))
+    box_path, mask_path = (HiddenLayers(512, hidden=4096, pretrained="vgg16") for _ in range(2))
     return {
         "backbones": [Backbone("vgg16", strides=(16,), norm="none", ceil_mode=True)],
         "rpn": CascadeRPN(512, anchors=ANCHORS_VGG, nms_candidates=6000, keep=num_proposals, min_side_px=16),
@@ -563,7 +575,7 @@ def mnc_r101(
     """MNC on ResNet-101 to its fourth stage, the fifth for each RoI, twice: a reconstruction, as it was not published."""
     body = Backbone("resnet101", strides=(16,), norm=norm)
     channels = body.channels[16]
-    paths = [nn.Sequential(last_stage("resnet101", norm=norm), nn.AdaptiveAvgPool2d(1), nn.Flatten()) for _ in range(2)]
+    paths = [nn.Sequential(LastStage("resnet101", norm=norm), nn.AdaptiveAvgPool2d(1), nn.Flatten()) for _ in range(2)]
     return MNC(
         input=InputSpec(resize=PIXELS_600),
         backbones=[body],
@@ -594,7 +606,7 @@ def small_parts(*, num_classes: int, backbones: int, num_proposals: int, warp: t
         for _ in range(backbones)
     ]
     anchors = PyramidAnchors({8: (16, 32, 64, 128, 256)})
-    paths = [_fully_connected(channels, hidden) for _ in range(2)]
+    paths = [HiddenLayers(channels, hidden=hidden) for _ in range(2)]
     return {
         "backbones": bodies,
         "rpn": CascadeRPN(channels, anchors=anchors, nms_candidates=2000, keep=num_proposals, min_side_px=4, hidden=128),

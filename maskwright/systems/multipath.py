@@ -16,13 +16,14 @@ columns · C channels.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.layers.backbones import Backbone
+from maskwright.layers.backbones import VGG_HIDDEN, Backbone, ImageNetPart
 from maskwright.layers.dropout import keyed_dropout
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.precision import Float32Linear
@@ -104,11 +105,16 @@ class SkipPool(nn.Module):
         return F.relu(self.mix(NORM_SCALE * torch.cat([x / length for x, length in zip(cells, lengths, strict=True)], dim=1)))
 
 
-class Tower(nn.Module):
+class Tower(ImageNetPart):
     """Two hidden layers with dropout on the cells of one region."""
 
-    def __init__(self, pool: SkipPool, *, mixed: int, hidden: int, dropout: float, side: int = 7) -> None:
+    sources = MappingProxyType(VGG_HIDDEN)
+
+    def __init__(
+        self, pool: SkipPool, *, mixed: int, hidden: int, dropout: float, pretrained: str | None, side: int = 7
+    ) -> None:
         super().__init__()
+        self.pretrained = pretrained
         self.pool = pool
         self.fc1 = nn.Linear(mixed * side**2, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
@@ -132,6 +138,7 @@ class MultiPathHead(BoxSelection):
         hidden: D.
         num_classes: K.
         dropout: in the towers.
+        pretrained: of the towers, see `ImageNetPart`.
     """
 
     CLASS_ROWS: ClassVar = {
@@ -141,7 +148,15 @@ class MultiPathHead(BoxSelection):
     }
 
     def __init__(
-        self, channels: Mapping[int, int], *, mixed: int, hidden: int, num_classes: int, dropout: float, score_threshold: float
+        self,
+        channels: Mapping[int, int],
+        *,
+        mixed: int,
+        hidden: int,
+        num_classes: int,
+        dropout: float,
+        score_threshold: float,
+        pretrained: str | None = None,
     ) -> None:
         super().__init__(score_threshold=score_threshold, nms_iou=0.3, min_side_px=0.0)
         finest, middle, coarsest = sorted(channels)
@@ -149,7 +164,7 @@ class MultiPathHead(BoxSelection):
 
         def tower(strides: Sequence[int]) -> Tower:
             pool = SkipPool({stride: channels[stride] for stride in strides}, mixed=mixed)
-            return Tower(pool, mixed=mixed, hidden=hidden, dropout=dropout)
+            return Tower(pool, mixed=mixed, hidden=hidden, dropout=dropout, pretrained=pretrained)
 
         self.towers = nn.ModuleList(tower(seen[scale]) for scale in FOVEAL)
         self.box_tower = tower(sorted(channels))
@@ -208,7 +223,13 @@ def multipath_vgg16(
         features=body,
         samplers=_samplers(num_classes, negative_from=0.1),
         box_head=MultiPathHead(
-            body.channels, mixed=512, hidden=4096, num_classes=num_classes, dropout=0.5, score_threshold=score_threshold
+            body.channels,
+            mixed=512,
+            hidden=4096,
+            num_classes=num_classes,
+            dropout=0.5,
+            score_threshold=score_threshold,
+            pretrained="vgg16",
         ),
         has_masks=has_masks,
         num_proposals=num_proposals,

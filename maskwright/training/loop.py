@@ -29,7 +29,7 @@ from maskwright.data.loader import Batch, Share, TrainingSource, evaluation_batc
 from maskwright.evaluation import DetectionMetrics, default_limits, detect, evaluate_detections
 from maskwright.evaluation.detection import percent, proposal_limits
 from maskwright.evaluation.overlaps import Kind
-from maskwright.layers.backbones import Backbone
+from maskwright.layers.backbones import Backbone, ImageNetPart
 from maskwright.layers.norms import has_frozen_norms
 from maskwright.recipes import Recipe, Stage
 from maskwright.runs import ModelCard, Precision, choose_precision, initialize, save_model
@@ -52,7 +52,7 @@ from maskwright.training.optimization import build_optimizer, learning_rate_fact
 from maskwright.training.proposals import GivenProposals, proposals_of
 from maskwright.training.scales import octaves_of_data
 from maskwright.training.sources import training_source, validation_batches
-from maskwright.weights import load_backbone
+from maskwright.weights import load_backbone, load_part
 
 STATE, RECIPE, SPLIT, METRICS = "training.safetensors", "recipe.yaml", "split.json", "metrics.jsonl"
 POSITION = ("stage", "step", "best", "time_s", "sums")  # of a run, kept in its checkpoints
@@ -566,13 +566,16 @@ def open_data(recipe: Recipe) -> tuple[CocoDataset, CocoDataset]:
 def _starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Path | None, console: Console) -> None:
     """Weights to start from: those of another run, of ImageNet, or none where the norms can do without."""
     backbones = [part for part in system.modules() if isinstance(part, Backbone)]
-    inside = {module for part in backbones for module in part.modules()}
+    others = [part for part in system.modules() if isinstance(part, ImageNetPart) and part.pretrained is not None]
+    inside = {module for part in (*backbones, *others) for module in part.modules()}
     if recipe.backbone_weights is not None:
         origin = card.arguments.get("weights_origin", ORIGIN)
         if recipe.backbone_weights == "timm" and origin != "timm":
             raise ValueError(f"timm's weights do not fit a ResNet of {origin}: leave arguments.weights_origin as it is")
         for part in backbones:
             load_backbone(part.network, part.name, recipe.backbone_weights)
+        for other in others:
+            load_part(other, str(other.pretrained), other.sources, recipe.backbone_weights)
     if init is not None:
         initialize(system, card, init, lambda text: console.print(text, highlight=False))
     elif has_frozen_norms(module for module in system.modules() if module not in inside):

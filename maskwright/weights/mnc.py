@@ -22,10 +22,10 @@ _LAYERS = {
     "rpn_bbox_pred": "rpn.deltas",
     "fc6_maskest": "mask_head.fc1",
     "mask_pred": "mask_head.fc2",
-    "fc6": "category_head.box_path.2",
-    "fc7": "category_head.box_path.4",
-    "fc6_mask": "category_head.mask_path.2",
-    "fc7_mask": "category_head.mask_path.4",
+    "fc6": "category_head.box_path.fc1",
+    "fc7": "category_head.box_path.fc2",
+    "fc6_mask": "category_head.mask_path.fc1",
+    "fc7_mask": "category_head.mask_path.fc2",
     "cls_score": "category_head.classes",
     "seg_cls_score": "category_head.mask_classes",
     "bbox_pred": "category_head.deltas",
@@ -55,8 +55,8 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     for name in ("fc1", "fc2"):
         tensors[f"mask_head.{name}.weight"] = _matrix(tensors[f"mask_head.{name}.weight"])
     for path in ("box_path", "mask_path"):
-        for place in (2, 4):
-            tensors[f"category_head.{path}.{place}.weight"] = _matrix(tensors[f"category_head.{path}.{place}.weight"])
+        for name in ("fc1", "fc2"):
+            tensors[f"category_head.{path}.{name}.weight"] = _matrix(tensors[f"category_head.{path}.{name}.weight"])
     for name, rows in (("classes", 1), ("mask_classes", 1), ("deltas", 4)):
         for kind in kinds.values():
             key = f"category_head.{name}.{kind}"

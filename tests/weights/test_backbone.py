@@ -7,8 +7,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from maskwright.layers.backbones import Backbone
-from maskwright.weights import load_backbone
+from maskwright.layers.backbones import VGG_HIDDEN, Backbone, LastStage
+from maskwright.weights import load_backbone, load_part
 from maskwright.weights.files import read_state_dict
 
 
@@ -36,6 +36,42 @@ def test_pth_and_safetensors_fill_the_network(tmp_path, state, wrap):
 def test_torchvision_files_fit(tmp_path):
     torch.save(torchvision.models.resnet50(weights=None).state_dict(), tmp_path / "a.pth")
     load_backbone(backbone().network, "resnet50", str(tmp_path / "a.pth"))
+
+
+class Hidden(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.other = torch.nn.Linear(8, 4), torch.nn.Linear(4, 4), torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "shape"), [(("pre_logits.fc1", "pre_logits.fc2"), (4, 2, 2, 2)), (("classifier.0", "classifier.3"), (4, 8))]
+)
+def test_hidden_layers_of_vgg_are_filled_from_either_toolkit(tmp_path, names, shape):
+    fc1, fc2 = torch.arange(32.0).reshape(shape), torch.arange(16.0).reshape(4, 4, *(1,) * (len(shape) - 2))
+    table = {f"{name}.weight": w for name, w in zip(names, (fc1, fc2), strict=True)}
+    table |= {f"{name}.bias": torch.full((4,), float(i)) for i, name in enumerate(names)}
+    save_file({**table, "features.0.weight": torch.zeros(1)}, tmp_path / "vgg.safetensors")
+    part = Hidden()
+    before = part.other.weight.clone()
+    load_part(part, "vgg16", VGG_HIDDEN, str(tmp_path / "vgg.safetensors"))
+    assert torch.equal(part.fc1.weight, torch.arange(32.0).reshape(4, 8))  # channels first, then rows, then columns
+    assert torch.equal(part.fc2.weight, torch.arange(16.0).reshape(4, 4))
+    assert part.fc2.bias.tolist() == [1] * 4
+    assert torch.equal(part.other.weight, before)
+    save_file({"features.0.weight": torch.zeros(1)}, tmp_path / "cut.safetensors")
+    with pytest.raises(ValueError, match=r"cut\.safetensors: not weights of vgg16: pre_logits\.fc1\.weight is missing"):
+        load_part(part, "vgg16", VGG_HIDDEN, str(tmp_path / "cut.safetensors"))
+
+
+def test_last_stage_is_filled_from_the_same_file(tmp_path, state):
+    save_file(state, tmp_path / "a.safetensors")
+    stage = LastStage("resnet50", norm="frozen")
+    load_part(stage, str(stage.pretrained), stage.sources, str(tmp_path / "a.safetensors"))
+    own = stage.state_dict()
+    assert len(own) == 50  # ten convolutions and their norms
+    assert all(torch.equal(value, state[name]) for name, value in own.items())
+    assert stage(torch.zeros(1, 1024, 14, 14)).shape == (1, 2048, 7, 7)
 
 
 class Gadget:

@@ -122,7 +122,7 @@ def test_the_background_moves_to_the_end_and_boxes_get_their_unit():
     wanted = state["bbox_pred.1"].reshape(3, 4)[[1, 2, 0]] * torch.tensor([10.0, 10, 5, 5])
     torch.testing.assert_close(deltas, wanted)
     assert torch.equal(ours["rpn.objectness.weight"], state["rpn_cls_score.0"])
-    assert torch.equal(ours["category_head.mask_path.2.weight"], state["fc6_mask.0"])
+    assert torch.equal(ours["category_head.mask_path.fc1.weight"], state["fc6_mask.0"])
     assert mnc.convert({**state, "fc6_ext.0": torch.zeros(1)}).tensors.keys() == ours.keys()  # shared, once more
     old = {name: value.reshape(1, 1, *value.shape) if value.ndim == 2 else value for name, value in state.items()}
     again = mnc.convert(old).tensors
