@@ -63,8 +63,8 @@ def ladder(options: argparse.Namespace) -> None:
     trained(LADDER, options)
     rows = [["", "stages at inference", *HEADER[1:]]]
     for name in LADDER:
-        for stages in (3, 5):
-            rows.append([name, str(stages), *scores(runs_of(name, options), options.data / "facade", inference_stages=stages)])
+        runs, data = runs_of(name, options), options.data / "facade"
+        rows += [[name, str(stages), *scores(runs, data, inference_stages=stages)] for stages in (3, 5)]
     notes = f"Facade, 10 classes, {EPOCHS} epochs of 260 images for every step of training, {SEEDS} seeds."
     report("ladder", COMMAND.format("ladder"), rows, notes, page=PAGE)
 
