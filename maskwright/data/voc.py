@@ -44,10 +44,6 @@ def read_voc(split: Path) -> dict[str, Any]:
     def objects(name: str) -> tuple[tuple[int, int], Objects]:
         path = root / "SegmentationObject" / f"{name}.png"
         instances, classes = _png(path), _png(root / "SegmentationClass" / f"{name}.png")
-        if instances.shape != classes.shape:
-            raise ValueError(
-                f"{path}: is {instances.shape} px, its SegmentationClass {classes.shape}: one of them is another image's"
-            )
         named = _named(root / "Annotations" / f"{name}.xml")
         return (instances.shape[0], instances.shape[1]), _of_maps(path, instances, classes, named)
 
@@ -73,7 +69,11 @@ def read_sbd(split: Path) -> dict[str, Any]:
 
 
 def _annotations(split: Path, file_name: str, objects: Callable[[str], tuple[tuple[int, int], Objects]]) -> dict[str, Any]:
-    names = [line.split()[0] for line in split.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = split.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{split}: is not text ({error}): expected the name of an image on each line") from None
+    names = [line.split()[0] for line in text.splitlines() if line.strip()]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise ValueError(f"{split}: lists {', '.join(twice[:5])} twice: remove the repetition")
@@ -92,6 +92,9 @@ def _annotations(split: Path, file_name: str, objects: Callable[[str], tuple[tup
 
 def _of_maps(path: Path, instances: Map, classes: Map, named: dict[int, str]) -> Objects:
     """Objects of two maps, in the order of their numbers."""
+    if instances.shape != classes.shape:
+        shapes = f"is {instances.shape} px, the map of classes {classes.shape}"
+        raise ValueError(f"{path}: {shapes}: one of them is another image's")
     for number in np.unique(instances).tolist():
         if number in (0, VOID):
             continue
@@ -120,7 +123,7 @@ def _png(path: Path) -> Map:
             return np.array(image, dtype=np.uint8)
     except FileNotFoundError:
         raise ValueError(f"{path}: is missing, though its image is listed: add it or take the image from the list") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be read ({error}): get it anew") from None
 
 
@@ -130,7 +133,7 @@ def _named(path: Path) -> dict[int, str]:
         return {}
     try:
         root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(f"{path}: is not XML ({error}): get it anew") from None
     return {number: entry.findtext("name", "") for number, entry in enumerate(root.iter("object"), start=1)}
 
@@ -144,8 +147,10 @@ def _mat(path: Path, field: str) -> Map:
     if not path.is_file():
         raise ValueError(f"{path}: is missing, though its image is listed: add it or take the image from the list")
     try:
-        content = loadmat(path, squeeze_me=True, struct_as_record=False)
-        found: Map = np.atleast_2d(np.asarray(content[field].Segmentation, dtype=np.uint8))
+        values = np.asarray(loadmat(path)[field]["Segmentation"][0, 0])
+        if values.ndim != 2 or not np.array_equal(values, values.astype(np.uint8)):
+            raise ValueError(f"{values.shape} numbers, not a map of 0 to 255")
+        found: Map = values.astype(np.uint8)
     except Exception as error:  # scipy raises whatever the bytes lead it to
         raise ValueError(f"{path}: holds no {field}.Segmentation ({error}): get it anew") from None
     return found

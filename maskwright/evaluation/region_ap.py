@@ -1,6 +1,6 @@
 """mAP^r: average precision of masks as the field measured it on PASCAL VOC before COCO.
 
-Source: Hariharan et al., SDS (ECCV 2014), sec. 3, and its code; MNC (arXiv 1512.04412), sec. 6, and its code.
+Source: Hariharan et al., SDS (ECCV 2014), sec. 3, and its code; MNC (arXiv 1512.04412), sec. 7, and its code.
 
 Detections of a class, of all images together, are taken by falling score. One is right if the object of its class and image
 that it overlaps most was not found before and the overlap of their masks reaches the threshold. Each object counts; crowds,
@@ -126,20 +126,19 @@ def _match(
     """Which detections, best score first, are right, and which count at all, (D,) each."""
     right, counts = np.zeros(len(rows), dtype=bool), np.ones(len(rows), dtype=bool)
     taken: set[int] = set()
+    iou = overlaps.iou["segm"]
     for i, row in enumerate(rows.tolist()):
         pairs = of_row.get(row, [])
+        reached = [pair for pair in pairs if iou[pair] > level or (iou[pair] == level and not rule.is_strict)]
+        crowds = [pair for pair in reached if overlaps.truth.is_crowd[overlaps.gt[pair]]]
+        objects = [int(overlaps.gt[pair]) for pair in reached if not overlaps.truth.is_crowd[overlaps.gt[pair]]]
         if rule.takes_second:
-            pairs = [pair for pair in pairs if int(overlaps.gt[pair]) not in taken]
-        if not pairs:
-            continue
-        best, overlap = int(overlaps.gt[pairs[0]]), float(overlaps.iou["segm"][pairs[0]])
-        if not (overlap > level if rule.is_strict else overlap >= level):
-            continue
-        if overlaps.truth.is_crowd[best]:
-            counts[i] = False
-        elif best not in taken:
+            objects = [number for number in objects if number not in taken]
+        if objects and objects[0] not in taken:
             right[i] = True
-            taken.add(best)
+            taken.add(objects[0])
+        elif not objects and crowds:
+            counts[i] = False
     return right, counts
 
 

@@ -48,7 +48,7 @@ class IouMatcher:
         objects = torch.nonzero(~targets.crowd)[:, 0]
         kind = torch.zeros(len(candidates), dtype=torch.int8, device=candidates.device)
         index = torch.zeros(len(candidates), dtype=torch.int64, device=candidates.device)
-        if len(objects):
+        if len(objects) and len(candidates):
             iou = box_functions.iou(candidates, targets.boxes[objects])  # (N, G)
             best, row = iou.max(dim=1)
             index = objects[row]

@@ -216,7 +216,7 @@ class RoiWarp(nn.Module):
         y = self._axis(corners[:, 1], extents[:, 1], table.shape[1])
         x = self._axis(corners[:, 0], extents[:, 0], table.shape[2])
         count = self.SAMPLES * self.side
-        return _look_up(table, image_index, y, x).reshape(len(boxes), count, count, -1)
+        return _look_up(table, image_index, y, x).reshape(len(boxes), count, count, table.shape[3])
 
     def corners(self, boxes: Tensor) -> Tensor:
         """Boxes in feature cells (n, 4) as they are sampled: the paper's are not rounded."""
@@ -275,7 +275,7 @@ class PositionSensitiveAlign(nn.Module):
         part = torch.arange(self.side, device=maps.device) * self.parts // self.side
         of_point = part[:, None] * self.parts + part  # (S, S)
         points = _look_up(table, rois.image_index, y, (x[0] * groups, x[1]), of_point)
-        return points.reshape(len(rois), self.side, self.side, -1).permute(0, 3, 1, 2)
+        return points.reshape(len(rois), self.side, self.side, channels // groups).permute(0, 3, 1, 2)
 
 
 # Looking up features

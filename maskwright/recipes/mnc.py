@@ -3,7 +3,9 @@
 Paper sizes: the paper's schedule on the images of VOC 2012 that SBD annotates, 40,000 steps of 8 images, 28.5 epochs of its
 5,623 and as many mirrored ones, from ImageNet weights of the backbone.
 
-    maskwright train mnc-vgg16 --data voc --set backbone_weights=timm --out runs/mnc
+    maskwright train mnc-vgg16 --data sbd --set backbone_weights=timm --out runs/mnc
+
+where sbd/ is SBD's folder with the lists of SDS in it (docs/mnc.md).
 
 Cost: 0.36 s an image at inference on a K40 (the paper); of training nothing is known. Expect mAP^r 63.5 at IoU 0.5 and 41.5 at
 0.7 (MNC, table 2), 65.0 and 46.3 by the released code. Not run by us at this size.
@@ -33,13 +35,14 @@ _R101 = _VGG.model_copy(
 
 _FCIS = _R101.model_copy(
     update={
+        "epochs": 44.0,
         "batch_size": 4,
-        "optimizer": OptimizerOptions(kind="sgd", lr=5e-4, weight_decay=5e-4, bias_weight_decay=5e-4, norm_weight_decay=5e-4),
+        "optimizer": OptimizerOptions(kind="sgd", lr=2e-3, weight_decay=5e-4, bias_weight_decay=5e-4, norm_weight_decay=5e-4),
         "schedule": ScheduleOptions(kind="step", warmup_steps=0, drops=(14 / 22,)),
         "frozen": tuple(f"features.0.network.{part}." for part in ("conv1", "bn1", "layer1")),
     }
 )
-"""22 epochs on VOC, an image on each of four GPUs, the rate falling after 14 (the code)."""
+"""The code's on VOC: 22 epochs of each image and its mirror, the rate falling after 14; 0.0005 for the sum over four GPUs."""
 
 BOXES = ("rpn_objectness", "rpn_box")
 MASKS = ("mask",)
@@ -57,12 +60,12 @@ def mnc_vgg16_released() -> Recipe:
 
 
 def mnc_r101() -> Recipe:
-    """MNC, ResNet-101, on COCO: expect mask AP 24.6 (MNC, sec. 6.2); the schedule is ours, as none was published."""
+    """MNC, ResNet-101, on COCO: expect mask AP 24.6 (MNC, sec. 7.2); the schedule is ours, as none was published."""
     return Recipe(system="mnc-r101", stages=(_R101,), ema_decay=0.0, workers=4)
 
 
 def fcis_r101() -> Recipe:
-    """FCIS, ResNet-101: expect mAP^r 65.7 at IoU 0.5, 52.1 at 0.7 on VOC, mask AP 29.2 on COCO (the paper, tables 2 and 3)."""
+    """FCIS, ResNet-101, on VOC: expect mAP^r 65.7 at IoU 0.5, 52.1 at 0.7 (FCIS); there without hard RoIs, taken here."""
     return Recipe(system="fcis-r101", stages=(_FCIS,), ema_decay=0.0, workers=4)
 
 
@@ -77,12 +80,16 @@ def mnc_small() -> Recipe:
 
 
 def mnc_stepwise_small() -> Recipe:
-    """One stage after the other on shared features, in four steps, as Faster R-CNN did (MNC, table 1, b)."""
+    """One stage after the other on shared features, in four steps (MNC, table 1, b).
+
+    Like Faster R-CNN's, but from one network: boxes; then all heads and the features, no gradient passing between stages; then,
+    on features that stay, boxes, and the other heads.
+    """
     recipe = small_recipe("mnc-stepwise-small")
     (whole,) = recipe.stages
     heads = (*MASKS, *CATEGORIES)
     boxes = whole.model_copy(update={"losses": BOXES, "is_scored": False})
-    rest = whole.model_copy(update={"losses": heads, "frozen": ("rpn.",), "is_scored": False})
+    rest = whole.model_copy(update={"losses": (*BOXES, *heads), "is_scored": False})
     again = whole.model_copy(update={"losses": BOXES, "frozen": ("backbones.",), "is_scored": False})
     last = whole.model_copy(update={"losses": heads, "frozen": ("backbones.", "rpn.")})
     return recipe.model_copy(update={"stages": (boxes, rest, again, last)})

@@ -106,26 +106,29 @@ class MaskTiles(_Grids):
         position = (pixels + 0.5 - low) / max(high - low, 1e-12) * cells - 0.5
         return _hats(np.clip(position, 0, cells - 1), cells)
 
-    def vote(self, groups: Sequence[Tensor], weights: Tensor, image_size: tuple[int, int]) -> MaskTiles:
-        """Average the probabilities of each group before thresholding (MNC, sec. 4.3, mask voting).
+    def vote(self, groups: Sequence[Tensor], weights: Tensor, image_size: tuple[int, int], threshold: float) -> Masks:
+        """Average the probabilities of each group before thresholding (MNC, sec. 6, mask voting).
 
         Args:
             groups: for each answer the rows that vote, int64 (n,), at least one.
             weights: what each of them counts, one row for each answer (A, N), not negative; normalized within the group.
-            image_size: (height, width), px; what lies outside is left out.
+            image_size: (height, width), px.
+            threshold: from which mean on a pixel is on; outside its window a row says 0.
 
         Returns:
-            One grid for each group, at pixel resolution, over the union of its windows; outside its window a row says 0.
+            A masks.
 
         Raises:
             ValueError: a group whose weights add up to nothing.
         """
         grids, corners = self._arrays(), self.boxes.detach().cpu().to(torch.float64).numpy()
         windows = np.array([_pixels_inside(box, image_size) for box in corners], dtype=np.int64).reshape(-1, 4)
-        drawn: dict[int, Grid] = {}  # rows take part in many groups, and are drawn once
-        probs, unions = [], []
-        for voters, votes in zip(groups, weights.detach().cpu().numpy(), strict=True):
-            rows = voters.cpu().numpy()
+        rows_of = [voters.cpu().numpy() for voters in groups]
+        last = {int(row): number for number, rows in enumerate(rows_of) for row in rows}
+        drawn: dict[int, Grid] = {}  # rows take part in many groups: drawn once, and kept as long as they are needed
+
+        def mean(number: int, votes: npt.NDArray[np.float32]) -> tuple[Bitmap, Window]:
+            rows = rows_of[number]
             whole = votes[rows].sum()
             if not whole > 0:
                 raise ValueError(f"weights {votes[rows].tolist()} of a group add up to nothing: give at least one row a say")
@@ -136,10 +139,12 @@ class MaskTiles(_Grids):
                 x0, y0, x1, y1 = windows[row].tolist()
                 if row not in drawn:
                     drawn[row] = self._interpolate(grids[row], corners[row], (x0, y0, x1, y1))
-                total[y0 - top : y1 - top, x0 - left : x1 - left] += np.float32(votes[row] / whole) * drawn[row]
-            probs.append(torch.from_numpy(total))
-            unions.append([left, top, right, bottom])
-        return MaskTiles(probs, torch.tensor(unions, dtype=torch.float32, device=self.boxes.device).reshape(-1, 4))
+                values = drawn.pop(row) if last[row] == number else drawn[row]
+                total[y0 - top : y1 - top, x0 - left : x1 - left] += np.float32(votes[row] / whole) * values
+            return total >= threshold, (left, top, right, bottom)
+
+        counts = weights.detach().cpu().to(torch.float32).numpy()
+        return Masks.from_crops((mean(number, counts[number]) for number in range(len(rows_of))), image_size)
 
 
 def _pixels_inside(box: Corners, image_size: tuple[int, int]) -> Window:

@@ -25,7 +25,8 @@ from maskwright.systems.mask_rcnn import (
     mask_rcnn_small,
     mask_rcnn_x101_fpn,
 )
-from maskwright.systems.mnc import mnc_r101, mnc_small, mnc_vgg16
+from maskwright.systems.mnc import mnc_small, mnc_vgg16
+from maskwright.systems.mnc_r101 import mnc_r101
 from maskwright.systems.mnc_released import mnc_vgg16_released
 from maskwright.systems.mnc_stepwise import mnc_stepwise_small, mnc_unshared_small
 from maskwright.systems.multipath import multipath_small, multipath_vgg16

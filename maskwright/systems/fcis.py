@@ -8,7 +8,9 @@ whose this part it is, or outside of it but in its box? A RoI puts its map toget
 is the mask; where either is high there is evidence for the class. One set of scores answers both; all computation is shared.
 
 What is ours, as the paper leaves it open or we differ: proposals come from the same features as the score maps (the code: from
-a stage before); maps of RoIs are read by single bilinear samples (the code: means over rounded cells); anchors are MNC's.
+a stage before); maps of RoIs are read by single bilinear samples (the code: means over rounded cells); anchors are MNC's; each
+class votes with its own masks (the code: with those of each RoI's best class); the hardest RoIs teach on every data set (the
+code: on COCO).
 
 Legend: B images · R RoIs of the batch · C channels · G = 7 parts per side of a RoI · M = 21 mask side · K classes, with the
 background as the last of K + 1.
@@ -111,7 +113,7 @@ class FCIS(nn.Module):
         features = self.features(images.pixels)
         candidates = self.rpn(features)
         losses = self.rpn.loss(candidates, targets, images.generators())
-        boxes = [b.detach() for b in self.rpn.boxes(candidates, images.sizes)]
+        boxes = [b.detach() for b in self.rpn.boxes(candidates, images.sizes, among=self.rpn.candidates_in_training)]
         labelled = self._label(boxes, targets)
         maps = self.maps(features)
         with torch.no_grad():
@@ -121,16 +123,15 @@ class FCIS(nn.Module):
         )
         classes, masks, boxes_loss = self._terms(self.maps.read(maps, taught.rois), taught, targets)
         count = classes.new_tensor(len(taught.rois))
-        positives = (taught.labels < self.maps.num_classes).sum().to(classes.dtype)
         losses["class"] = Loss(classes.sum(), count)
-        losses["mask"] = Loss(MASK_WEIGHT * masks.sum(), positives)
+        losses["mask"] = Loss(MASK_WEIGHT * masks.sum(), count)  # of all RoIs, as in the code
         losses["box"] = Loss(boxes_loss.sum(), count)
         return losses
 
     def predict(self, images: ImageBatch) -> list[Instances]:
         """Proposals, and the boxes they are moved to, looked at alike; all vote (FCIS, sec. 3.2, inference)."""
         features = self.features(images.pixels)
-        first = self.rpn.boxes(self.rpn(features), images.sizes)
+        first = self.rpn.boxes(self.rpn(features), images.sizes, among=self.rpn.candidates_at_inference)
         maps = self.maps(features)
         answers = self.maps.read(maps, Rois.of(first))
         counts = [len(b) for b in first]
@@ -251,7 +252,7 @@ def fcis_r101(
         rpn=CascadeRPN(
             1024,
             anchors=PyramidAnchors({16: (64, 128, 256, 512)}),
-            nms_candidates=6000,
+            candidates=(12000, 6000),
             keep=num_proposals,
             min_side_px=2,
             hidden=512,
@@ -279,7 +280,7 @@ def fcis_small(
     return FCIS(
         input=InputSpec(resize=ResizeRule(short_px, long_px)),
         features=nn.Sequential(Backbone("resnet18", strides=(8,), norm="group", dilated=True), Reduced(8, 256, channels)),
-        rpn=CascadeRPN(channels, anchors=anchors, nms_candidates=2000, keep=num_proposals, min_side_px=4),
+        rpn=CascadeRPN(channels, anchors=anchors, candidates=(2000, 2000), keep=num_proposals, min_side_px=4),
         maps=ScoreMaps(channels, num_classes=num_classes, stride=8),
         voting=MaskVoting(score_threshold=score_threshold),
         hard_rois=hard_rois,

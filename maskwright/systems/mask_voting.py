@@ -1,6 +1,6 @@
 """Mask voting: from many overlapping instances to a few, each with the mean of its neighbours' masks.
 
-Source: MNC (arXiv 1512.04412), sec. 5, and its code; FCIS does the same.
+Source: MNC (arXiv 1512.04412), sec. 6, and its code; FCIS does the same.
 
 Legend: N instances · M mask side · K classes · A detections.
 """
@@ -78,4 +78,4 @@ class MaskVoting:
         used, place = torch.unique(torch.cat(places), return_inverse=True)
         tiles = MaskTiles(grids.flatten(0, 1)[used], boxes.round()[used // kinds])
         voters = torch.split(place, [len(p) for p in places])
-        return tiles.vote(voters, weights[:, used // kinds], image_size).paste(image_size, MASK_THRESHOLD)
+        return tiles.vote(voters, weights[:, used // kinds], image_size, MASK_THRESHOLD)

@@ -11,8 +11,8 @@ moves the box it was looked for in.
 Differs from the code, which differs from the paper: normalized deltas are scaled back before the boxes of stage 4 are decoded,
 which the code forgot; a RoI is moved by the best class that is no background (the code: in training only); exact gradients;
 corners are not rounded, as in the paper; boxes are half-open; what is mostly in a crowd is ignored; RoIs are rounded for mask
-targets in the input frame; proposals have at least 16 px there, not in the original image; anchors of sampled proposals get no
-labels of their own.
+targets in the input frame; proposals have at least 16 px there, not in the original image, and are told to after the best were
+taken; anchors of sampled proposals get no labels of their own; images are shrunk with antialiasing.
 
 Legend: B images · R RoIs of the batch · C channels · S = 14 cells per side of a warped RoI · M mask side · K classes, with the
 background as the last of K + 1 columns.
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.layers.assignment import IGNORED, NEGATIVE, POSITIVE, Assignment, IouMatcher, SampledMeanSampler, drawn
-from maskwright.layers.backbones import ORIGINS, VGG_HIDDEN, Backbone, ImageNetPart, LastStage, Origin, Reduced
+from maskwright.layers.backbones import ORIGINS, VGG_HIDDEN, Backbone, ImageNetPart, Origin, Reduced
 from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.gradients import clamp_gradient
 from maskwright.layers.grids import CaffeAnchors, PyramidAnchors
@@ -42,7 +42,7 @@ from maskwright.systems.mask_voting import MASK_THRESHOLD, MaskVoting
 from maskwright.systems.rpn import Candidates, Features, PairwiseObjectness, RegionProposalNetwork
 from maskwright.systems.system import Loss, Task, masks_of
 
-GRADIENT_BOUND = 1 / 512  # the code: of what later stages tell the deltas of a box
+GRADIENT_BOUND = 1 / 512  # the code: of what later stages tell the deltas of a box, when an image is learnt from alone
 CODER = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
 
 
@@ -113,12 +113,12 @@ class MNC(nn.Module):
         features = self._features(images.pixels)
         candidates = self.rpn(features[0])
         losses = self.rpn.loss(candidates, targets, generators)
-        proposals = self.rpn.boxes(candidates, images.sizes)
+        proposals = self.rpn.boxes(candidates, images.sizes, among=self.rpn.candidates_in_training)
         sampled = self.sampler.draw(self.pass_boxes(proposals), targets, generators)
         answers, stages = self._learn(features, sampled, targets)
         losses |= stages
         if self.stages_in_training == 5:
-            moved = self.pass_boxes(self.bridge(sampled.rois, answers, images.sizes))
+            moved = self.pass_boxes(self.bridge(sampled.rois, answers, images.sizes, classes=self.sampler.num_classes))
             _, stages = self._learn(features, self.sampler.label(moved, targets), targets)
             losses |= {f"{name}_again": loss for name, loss in stages.items()}
         return losses
@@ -126,11 +126,11 @@ class MNC(nn.Module):
     def predict(self, images: ImageBatch) -> list[Instances]:
         """Two stages on the proposals, two on the boxes they move; all instances vote (MNC, sec. 5, inference)."""
         features = self._features(images.pixels)
-        boxes = self.rpn.boxes(self.rpn(features[0]), images.sizes)
+        boxes = self.rpn.boxes(self.rpn(features[0]), images.sizes, among=self.rpn.candidates_at_inference)
         found = [self._look(features, Rois.of(boxes))]
         lists = [boxes]
         if self.stages_at_inference == 5:
-            moved = self.bridge(Rois.of(boxes), found[0], images.sizes)
+            moved = self.bridge(Rois.of(boxes), found[0], images.sizes, classes=self.category_head.moves_by)
             found.append(self._look(features, Rois.of(moved)))
             lists.append(moved)
         counts = [len(b) for b in boxes]
@@ -143,13 +143,14 @@ class MNC(nn.Module):
             detections.append(self.voting(placed, grids_i, scores_i, original, keep=self.max_detections))
         return detections
 
-    def bridge(self, rois: Rois, answers: Answers, sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """Each RoI moved by the regressor of its best class, for each image (MNC, sec. 5).
+    def bridge(self, rois: Rois, answers: Answers, sizes: list[tuple[int, int]], *, classes: int) -> list[Tensor]:
+        """Each RoI moved by the regressor of its best class among the first so many, for each image (MNC, sec. 5).
 
         Gradients reach the deltas and the RoI, but for boxes that had to be cut to the image.
         """
-        best = answers.mask_classes.detach()[:, : self.category_head.moves_by].argmax(dim=1)
-        deltas = clamp_gradient(answers.deltas[torch.arange(len(rois), device=best.device), best], GRADIENT_BOUND)
+        best = answers.mask_classes.detach()[:, :classes].argmax(dim=1)
+        chosen = answers.deltas[torch.arange(len(rois), device=best.device), best]
+        deltas = clamp_gradient(chosen, GRADIENT_BOUND / len(sizes))
         decoded = CODER.decode(deltas, rois.boxes)
         return [cut(decoded[rois.image_index == i], size) for i, size in enumerate(sizes)]
 
@@ -237,7 +238,7 @@ class CascadeRPN(RegionProposalNetwork):
     Args:
         channels: of the features.
         anchors: reference boxes.
-        nms_candidates: best boxes that suppress each other.
+        candidates: best boxes that suppress each other, in training and at inference.
         keep: boxes of an image.
         hidden: channels between, by default as many.
         min_side_px: of a proposal.
@@ -248,7 +249,7 @@ class CascadeRPN(RegionProposalNetwork):
         channels: int,
         *,
         anchors: PyramidAnchors,
-        nms_candidates: int,
+        candidates: tuple[int, int],
         keep: int,
         min_side_px: float,
         hidden: int | None = None,
@@ -263,16 +264,19 @@ class CascadeRPN(RegionProposalNetwork):
             min_side_px=min_side_px,
         )
         self.objectness = PairwiseObjectness(hidden or channels, anchors.per_cell)
-        self.nms_candidates = nms_candidates
+        self.candidates_in_training, self.candidates_at_inference = candidates
         self.keep = keep
 
-    def boxes(self, candidates: Candidates, sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """The best boxes of each image, xyxy px (N, 4): who they are is decided without gradients, where they are is not."""
+    def boxes(self, candidates: Candidates, sizes: list[tuple[int, int]], *, among: int) -> list[Tensor]:
+        """The best boxes of each image, xyxy px (N, 4), among so many candidates.
+
+        Who they are is decided without gradients, where they are is not.
+        """
         anchors, deltas = torch.cat(candidates.anchors), torch.cat(candidates.deltas, dim=1)
         answers = []
-        chosen = self.choose(candidates, sizes, per_level=self.nms_candidates, keep=self.keep)
+        chosen = self.choose(candidates, sizes, per_level=among, keep=self.keep)
         for i, ((_, rows), size) in enumerate(zip(chosen, sizes, strict=True)):
-            boxes = cut(self.coder.decode(clamp_gradient(deltas[i, rows], GRADIENT_BOUND), anchors[rows]), size)
+            boxes = cut(self.coder.decode(clamp_gradient(deltas[i, rows], GRADIENT_BOUND / len(sizes)), anchors[rows]), size)
             is_inside = (box_functions.clip(anchors[rows], size) == anchors[rows]).all(dim=1, keepdim=True)
             answers.append(torch.where(is_inside, boxes, boxes.detach()))  # an anchor outside learns nothing (the code)
         return answers
@@ -378,7 +382,7 @@ class MaskHead(nn.Module):
         weight: of the loss (the paper: 1, the code: 2).
     """
 
-    def __init__(self, channels: int, *, hidden: int = 256, side: int, cells: int = 14, weight: float = 2.0) -> None:
+    def __init__(self, channels: int, *, hidden: int = 256, side: int, weight: float, cells: int = 14) -> None:
         super().__init__()
         self.weight = weight
         self.fc1 = nn.Linear(channels * cells**2, hidden)
@@ -398,7 +402,8 @@ def resize_masks(masks: Tensor, cells: int) -> Tensor:
     side = masks.shape[-1]
     position = (torch.arange(cells, device=masks.device) * side / cells).clamp(max=side - 1)
     weights = (1 - (position[:, None] - torch.arange(side, device=masks.device)).abs()).clamp(min=0)  # (S, M)
-    return weights @ masks.to(torch.float32) @ weights.T
+    with torch.autocast(masks.device.type, enabled=False):
+        return weights @ masks.to(torch.float32) @ weights.T
 
 
 # Stage 3: classes (MNC, sec. 3.3)
@@ -414,7 +419,7 @@ class ShownMasks(NamedTuple):
 
 
 def show_masks(probs: Tensor, sampled: SampledRois, targets: list[Instances], *, num_classes: int) -> ShownMasks:
-    """Masks with the class each shows: that of its box, if the mask too has an IoU of 0.5 with the object's (MNC, sec. 5)."""
+    """Masks with the class each shows: that of its box, if the mask too has an IoU of 0.5 with the object's (MNC, sec. 6)."""
     labels = torch.full_like(sampled.labels, num_classes)
     positives = sampled.positives
     for i, (target, rows) in enumerate(zip(targets, sampled.target_rows, strict=True)):
@@ -510,16 +515,23 @@ class HiddenLayers(ImageNetPart):
 
 
 def vgg16_parts(
-    *, num_classes: int, mask_side: int, num_proposals: int, warp: RoiWarp, moves_by_background: bool, is_selective: bool
+    *,
+    num_classes: int,
+    mask_side: int,
+    mask_weight: float,
+    num_proposals: int,
+    warp: RoiWarp,
+    moves_by_background: bool,
+    is_selective: bool,
 ) -> dict[str, Any]:
     """The parts of the published size."""
     box_path, mask_path = (HiddenLayers(512, hidden=4096, pretrained="vgg16") for _ in range(2))
     return {
         "backbones": [Backbone("vgg16", strides=(16,), norm="none", ceil_mode=True)],
-        "rpn": CascadeRPN(512, anchors=ANCHORS_VGG, nms_candidates=6000, keep=num_proposals, min_side_px=16),
+        "rpn": CascadeRPN(512, anchors=ANCHORS_VGG, candidates=(12000, 6000), keep=num_proposals, min_side_px=16),
         "sampler": CascadeSampler(num_classes=num_classes),
         "warp": warp,
-        "mask_head": MaskHead(512, side=mask_side),
+        "mask_head": MaskHead(512, side=mask_side, weight=mask_weight),
         "category_head": CategoryHead(
             box_path,
             mask_path,
@@ -536,6 +548,7 @@ def mnc_vgg16(
     num_classes: int,
     weights_origin: Origin = "timm",
     mask_side: int = 21,
+    mask_weight: float = 2.0,
     training_stages: Literal[3, 5] = 5,
     inference_stages: Literal[3, 5] = 5,
     partners: Literal["all", "suppressed", "none"] = "all",
@@ -543,7 +556,7 @@ def mnc_vgg16(
     num_proposals: int = 300,
     score_threshold: float = 0.0,
 ) -> MNC:
-    """MNC on VGG-16: 283.0 M parameters at 20 classes; `mask_side=28` is the paper's, 21 the code's."""
+    """MNC on VGG-16: 283.0 M parameters at 20 classes. The paper's: `mask_side=28, mask_weight=1, partners="suppressed"`."""
     return MNC(
         input=replace(ORIGINS[weights_origin].input(PIXELS_600), size_divisor=1),
         voting=MaskVoting(partners=partners, score_threshold=score_threshold),
@@ -553,48 +566,12 @@ def mnc_vgg16(
         **vgg16_parts(
             num_classes=num_classes,
             mask_side=mask_side,
+            mask_weight=mask_weight,
             num_proposals=num_proposals,
             warp=RoiWarp(14, stride=16),
             moves_by_background=False,
             is_selective=False,
         ),
-    )
-
-
-def mnc_r101(
-    *,
-    num_classes: int,
-    norm: Literal["frozen", "group"] = "frozen",
-    mask_side: int = 28,
-    training_stages: Literal[3, 5] = 5,
-    inference_stages: Literal[3, 5] = 5,
-    max_detections: int = 100,
-    num_proposals: int = 300,
-    score_threshold: float = 0.0,
-) -> MNC:
-    """MNC on ResNet-101 to its fourth stage, the fifth for each RoI, twice: a reconstruction, as it was not published."""
-    body = Backbone("resnet101", strides=(16,), norm=norm)
-    channels = body.channels[16]
-    paths = [nn.Sequential(LastStage("resnet101", norm=norm), nn.AdaptiveAvgPool2d(1), nn.Flatten()) for _ in range(2)]
-    return MNC(
-        input=InputSpec(resize=PIXELS_600),
-        backbones=[body],
-        rpn=CascadeRPN(
-            channels,
-            anchors=PyramidAnchors({16: (64, 128, 256, 512)}),
-            nms_candidates=6000,
-            keep=num_proposals,
-            min_side_px=2,
-            hidden=512,
-        ),
-        sampler=CascadeSampler(num_classes=num_classes),
-        warp=RoiWarp(14, stride=16),
-        mask_head=MaskHead(channels, side=mask_side),
-        category_head=CategoryHead(*paths, width=2048, num_classes=num_classes),
-        voting=MaskVoting(score_threshold=score_threshold),
-        training_stages=training_stages,
-        inference_stages=inference_stages,
-        max_detections=max_detections,
     )
 
 
@@ -609,10 +586,10 @@ def small_parts(*, num_classes: int, backbones: int, num_proposals: int, warp: t
     paths = [HiddenLayers(channels, hidden=hidden) for _ in range(2)]
     return {
         "backbones": bodies,
-        "rpn": CascadeRPN(channels, anchors=anchors, nms_candidates=2000, keep=num_proposals, min_side_px=4, hidden=128),
+        "rpn": CascadeRPN(channels, anchors=anchors, candidates=(2000, 2000), keep=num_proposals, min_side_px=4, hidden=128),
         "sampler": CascadeSampler(num_classes=num_classes, per_image=128),
         "warp": warp(14, stride=8),
-        "mask_head": MaskHead(channels, hidden=96, side=21),
+        "mask_head": MaskHead(channels, hidden=96, side=21, weight=2.0),
         "category_head": CategoryHead(*paths, width=hidden, num_classes=num_classes),
     }
 

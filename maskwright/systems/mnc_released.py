@@ -17,6 +17,7 @@ from maskwright.systems.mnc import MNC, PIXELS_600, vgg16_parts
 def mnc_vgg16_released(
     *,
     num_classes: int,
+    weights_origin: Literal["caffe"] = "caffe",
     mask_side: int = 21,
     inference_stages: Literal[3, 5] = 5,
     max_detections: int = 100,
@@ -25,7 +26,7 @@ def mnc_vgg16_released(
 ) -> MNC:
     """MNC on VGG-16 as released: 283.0 M parameters at 20 classes."""
     return MNC(
-        input=replace(ORIGINS["caffe"].input(PIXELS_600), size_divisor=1),
+        input=replace(ORIGINS[weights_origin].input(PIXELS_600), size_divisor=1),
         voting=MaskVoting(score_threshold=score_threshold),
         training_stages=5,
         inference_stages=inference_stages,
@@ -33,6 +34,7 @@ def mnc_vgg16_released(
         **vgg16_parts(
             num_classes=num_classes,
             mask_side=mask_side,
+            mask_weight=2.0,
             num_proposals=num_proposals,
             warp=RoundedRoiWarp(14, stride=16),
             moves_by_background=True,

@@ -1,6 +1,6 @@
 """MNC trained one stage after the other: rows a and b of its table 1, which show what joint training is worth.
 
-Source: MNC (arXiv 1512.04412), sec. 6, table 1. The stages follow each other as steps of a recipe; no gradient leaves a stage
+Source: MNC (arXiv 1512.04412), sec. 7, table 1. The stages follow each other as steps of a recipe; no gradient leaves a stage
 through the boxes and masks it is given.
 """
 

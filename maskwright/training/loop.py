@@ -199,7 +199,8 @@ def _source(run: _Run, stage: Stage) -> TrainingSource:
 
 
 def _parallel(run: _Run, stage: Stage) -> nn.Module:
-    return parallel(run.system, run.processes, uses_all=stage.patches is None)  # a kind of patches teaches some heads
+    uses_all = stage.patches is None and not stage.losses  # a kind of patches teaches some heads, as some terms do
+    return parallel(run.system, run.processes, uses_all=uses_all)
 
 
 def _batches(run: _Run, stage: Stage, source: TrainingSource) -> Iterator[Batch]:

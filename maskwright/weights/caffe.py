@@ -5,6 +5,7 @@ files before 2014; a layer's name and blobs are fields 1 and 7, or 4 and 6; a bl
 (float64), its sizes field 7, or fields 1 to 4.
 """
 
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_MAX_DIMENSIONS = 8
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _LAYERS = {100: (1, 7), 2: (4, 6)}  # field of the net: fields of name and blobs
 
@@ -59,7 +61,7 @@ def _blob(data: memoryview) -> Tensor:
     legacy: dict[int, int] = {}
     shape: list[int] | None = None
     for number, wire, value in _fields(data):
-        if number in (5, 8):
+        if number in (5, 8) and wire != _VARINT:
             kind = "<f4" if number == 5 else "<f8"
             pieces.append(np.frombuffer(value, dtype=kind))  # packed, or one number at a time
         elif number == 7 and wire == _BYTES:
@@ -68,7 +70,7 @@ def _blob(data: memoryview) -> Tensor:
             legacy[number] = value
     numbers = np.concatenate(pieces).astype(np.float32) if pieces else np.zeros(0, dtype=np.float32)
     sizes = shape if shape is not None else [legacy.get(number, 1) for number in (1, 2, 3, 4)]
-    if int(np.prod(sizes, dtype=np.float64)) != len(numbers):
+    if len(sizes) > _MAX_DIMENSIONS or math.prod(sizes) != len(numbers):
         raise ValueError(f"a blob of {' x '.join(map(str, sizes))} holds {len(numbers)} numbers")
     return torch.from_numpy(numbers).reshape(sizes)
 
@@ -121,11 +123,19 @@ def _read_hdf5(path: Path) -> dict[str, Tensor]:
         import h5py
     except ImportError:
         raise ValueError(f"{path}: HDF5 files need h5py: uv pip install 'maskwright[caffe]'") from None
+    found: dict[str, np.ndarray[Any, Any]] = {}
     try:
         with h5py.File(path, "r") as file:
-            layers = file["data"]
-            found = {f"{layer}.{i}": np.asarray(layers[layer][i], np.float32) for layer in layers for i in layers[layer]}
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            if not isinstance(file.get("data", getlink=True), h5py.HardLink):
+                raise KeyError("data")
+            for layer, group in file["data"].items():
+                for number in group:
+                    if not isinstance(group.get(number, getlink=True), h5py.HardLink):
+                        raise ValueError(f"{layer}/{number} lies in another place")
+                    if group[number].nbytes > path.stat().st_size:
+                        raise ValueError(f"{layer}/{number} claims to be larger than the file")
+                    found[f"{layer}.{number}"] = np.asarray(group[number], np.float32)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path}: damaged, or not a Caffe network in HDF5 ({error})") from None
     if not found:
         raise ValueError(f"{path}: holds no layer with numbers")

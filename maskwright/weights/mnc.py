@@ -64,6 +64,8 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
             tensors[key] = torch.cat([value[rows:], value[:rows]])
     for kind in kinds.values():
         value = tensors[f"category_head.deltas.{kind}"]
+        if len(value) % 4:
+            raise ValueError(f"bbox_pred has {len(value)} rows, expected four for each class")
         unit = value.new_tensor(_STD).repeat(len(value) // 4)
         tensors[f"category_head.deltas.{kind}"] = value / (unit[:, None] if kind == "weight" else unit)
     side = round(len(tensors["mask_head.fc2.bias"]) ** 0.5)
@@ -74,5 +76,11 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
 
 
 def _matrix(value: Tensor) -> Tensor:
-    """Rows and columns of a fully connected layer, which old files keep as (1, 1, rows, columns)."""
+    """Rows and columns of a fully connected layer, which old files keep as (1, 1, rows, columns).
+
+    Raises:
+        ValueError: no such layer.
+    """
+    if value.ndim < 2 or value.numel() != value.shape[-1] * value.shape[-2]:
+        raise ValueError(f"got a layer of {tuple(value.shape)}, expected rows and columns")
     return value.reshape(value.shape[-2], value.shape[-1])

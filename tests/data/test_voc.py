@@ -136,7 +136,7 @@ def missing(root):
     [
         (damage_colours, r"000001\.png: has colours \(RGB\), expected a palette"),
         (damage_classes, r"000001\.png: object 1 lies on classes none, expected one of 1 to 20"),
-        (damage_size, r"000001\.png: is \(40, 60\) px, its SegmentationClass \(5, 5\)"),
+        (damage_size, r"000001\.png: is \(40, 60\) px, the map of classes \(5, 5\)"),
         (damage_file, r"000001\.png: cannot be read"),
         (damage_xml, r"object 1 is a cat by its map, a dog by its XML"),
         (damage_markup, r"000001\.xml: is not XML"),

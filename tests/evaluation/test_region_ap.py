@@ -75,6 +75,11 @@ def test_crowds_are_neither_found_nor_missed_and_absent_classes_do_not_count(tmp
     assert evaluate_regions(dataset([], tmp_path), []).map == {0.5: -1.0, 0.7: -1.0}
 
 
+def test_an_object_inside_a_crowd_is_found(tmp_path):
+    truth = dataset([(1, 1, (10, 10, 30, 30), 0), (1, 1, (0, 0, 60, 60), 1)], tmp_path)
+    assert evaluate_regions(truth, [answer(1, 1, (10, 10, 30, 29), 0.9)]).map[0.5] == 1
+
+
 def test_wrong_requests_are_named(tmp_path):
     truth = dataset([(1, 1, (0, 0, 20, 20), 0)], tmp_path)
     with pytest.raises(ValueError, match="no protocol is named 'voc': there are mnc, sds"):

@@ -80,22 +80,19 @@ def test_vote_averages_within_groups():
     probs = torch.stack([torch.full((4, 4), 0.9), torch.full((4, 4), 0.5), torch.ones(4, 4)])
     boxes = torch.tensor([[0.0, 0, 8, 8], [0.0, 0, 8, 8], [10.0, 10, 14, 14]])
     weights = torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 5.0]])
-    voted = MaskTiles(probs, boxes).vote([torch.tensor([0, 1]), torch.tensor([2])], weights, (20, 20))
-    assert voted.boxes.tolist() == [[0, 0, 8, 8], [10, 10, 14, 14]]
-    assert float(voted.grids[0][4, 4]) == pytest.approx(0.8)
-    assert voted.paste((20, 20), 0.79).areas()[0] > voted.paste((20, 20), 0.81).areas()[0] == 0
+    tiles, groups = MaskTiles(probs, boxes), [torch.tensor([0, 1]), torch.tensor([2])]
+    assert tiles.vote(groups, weights, (20, 20), 0.79).boxes().tolist() == [[0, 0, 8, 8], [10, 10, 14, 14]]  # the mean is 0.8
+    assert tiles.vote(groups, weights, (20, 20), 0.81).areas().tolist() == [0, 16]
 
 
 def test_vote_counts_a_row_as_zero_outside_its_window():
-    probs = torch.ones(2, 4, 4)
-    boxes = torch.tensor([[0.0, 0, 10, 10], [10.0, 0, 20, 10]])
-    voted = MaskTiles(probs, boxes).vote([torch.tensor([0, 1])], torch.tensor([[1.0, 1.0]]), (10, 18))
-    assert voted.boxes.tolist() == [[0, 0, 18, 10]]  # cut at the image
-    assert voted.grids[0].unique().tolist() == [0.5]  # each says one to the edge of its window, and nothing beyond
-    nothing = MaskTiles(probs, boxes).vote([], torch.ones(0, 2), (10, 18))
-    assert len(nothing) == 0
+    tiles = MaskTiles(torch.ones(2, 4, 4), torch.tensor([[0.0, 0, 10, 10], [10.0, 0, 20, 10]]))
+    groups, weights = [torch.tensor([0, 1]), torch.tensor([0])], torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    assert tiles.vote(groups, weights, (10, 18), 0.5).boxes().tolist() == [[0, 0, 18, 10], [0, 0, 10, 10]]  # cut at the image
+    assert tiles.vote(groups, weights, (10, 18), 0.51).areas().tolist() == [0, 100]
+    assert len(tiles.vote([], torch.ones(0, 2), (10, 18), 0.5)) == 0
     with pytest.raises(ValueError, match="add up to nothing"):
-        MaskTiles(probs, boxes).vote([torch.tensor([0])], torch.zeros(1, 2), (10, 18))
+        tiles.vote([torch.tensor([0])], torch.zeros(1, 2), (10, 18), 0.5)
 
 
 def test_grids_need_a_box_each():

@@ -82,10 +82,25 @@ def test_damaged_files_are_named(tmp_path):
         (field(100, 3, b""), "unknown wire type 3"),
         (b"", "holds no layer"),
         (field(100, 2, field(1, 2, b"x") + field(7, 2, two_for_five)), "a blob of 5 holds 2"),
+        (field(100, 2, field(7, 2, field(5, 0, 7) + field(1, 0, 3))), "a blob of 3 x 1 x 1 x 1 holds 0"),
+        (field(100, 2, field(7, 2, field(7, 2, field(1, 0, 2**63 - 1) * 40))), "holds 0 numbers"),
     ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=message):
             read_caffemodel(path)
+
+
+def test_hdf5_gives_nothing_of_other_files_and_nothing_that_is_not_there(tmp_path):
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["secret"] = np.ones(3, np.float32)
+    with h5py.File(tmp_path / "a.caffemodel.h5", "w") as file:
+        file.create_group("data/conv")["0"] = h5py.ExternalLink("other.h5", "secret")
+    with pytest.raises(ValueError, match="lies in another place"):
+        read_caffemodel(tmp_path / "a.caffemodel.h5")
+    with h5py.File(tmp_path / "b.caffemodel.h5", "w") as file:
+        file.create_dataset("data/conv/0", shape=(2**20, 2**9), dtype="f4", chunks=(64, 64))  # two gigabytes that nobody wrote
+    with pytest.raises(ValueError, match="larger than the file"):
+        read_caffemodel(tmp_path / "b.caffemodel.h5")
 
 
 # The authors' MNC
@@ -133,6 +148,17 @@ def test_missing_and_strange_layers_are_named():
     state = authors()
     with pytest.raises(ValueError, match=r"missing fc7\.0; left over conv9\.0"):
         mnc.convert({**{k: v for k, v in state.items() if k != "fc7.0"}, "conv9.0": torch.zeros(1)})
+
+
+def test_layers_of_strange_shapes_are_named():
+    state = authors()
+    for name, value in (
+        ("bbox_pred.0", torch.zeros(7, 4)),
+        ("fc6.0", torch.zeros(3)),
+        ("mask_pred.0", torch.zeros(2, 1, 3, 4)),
+    ):
+        with pytest.raises(ValueError, match="rows"):
+            mnc.convert({**state, name: value})
 
 
 def test_names_and_shapes_are_those_of_the_network():
