@@ -3,6 +3,7 @@
 import inspect
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.structures import Masks
 from maskwright.systems import find_builder
 from maskwright.training import train
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests in parallel, a core for each
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "nuclei"
 

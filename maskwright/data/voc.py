@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from maskwright.structures import Masks
 
-CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+CLASSES: tuple[str, ...] = tuple(FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"][1:])
 VOID = 255
 
 Map = npt.NDArray[np.uint8]
@@ -47,7 +45,7 @@ def read_voc(split: Path) -> dict[str, Any]:
         named = _named(root / "Annotations" / f"{name}.xml")
         return (instances.shape[0], instances.shape[1]), _of_maps(path, instances, classes, named)
 
-    return _annotations(split, "{}.jpg", objects)
+    return _annotations(split, objects)
 
 
 def read_sbd(split: Path) -> dict[str, Any]:
@@ -65,10 +63,10 @@ def read_sbd(split: Path) -> dict[str, Any]:
         instances, classes = _mat(path, "GTinst"), _mat(split.parent / "cls" / f"{name}.mat", "GTcls")
         return (instances.shape[0], instances.shape[1]), _of_maps(path, instances, classes, {})
 
-    return _annotations(split, "{}.jpg", objects)
+    return _annotations(split, objects)
 
 
-def _annotations(split: Path, file_name: str, objects: Callable[[str], tuple[tuple[int, int], Objects]]) -> dict[str, Any]:
+def _annotations(split: Path, objects: Callable[[str], tuple[tuple[int, int], Objects]]) -> dict[str, Any]:
     try:
         text = split.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -81,7 +79,7 @@ def _annotations(split: Path, file_name: str, objects: Callable[[str], tuple[tup
     annotations: list[dict[str, Any]] = []
     for number, name in enumerate(names, start=1):
         size, found = objects(name)
-        images.append({"id": number, "file_name": file_name.format(name), "height": size[0], "width": size[1]})
+        images.append({"id": number, "file_name": f"{name}.jpg", "height": size[0], "width": size[1]})
         for bitmap, label in found:
             window = (0, 0, size[1], size[0])
             (code,) = Masks.from_crops([(bitmap, window)], size).to_rles()

@@ -83,13 +83,7 @@ def evaluate_regions(
     if protocol not in PROTOCOLS:
         raise ValueError(f"no protocol is named {protocol!r}: there are {', '.join(PROTOCOLS)}")
     check_fields(results, ["segm"])
-    return regions_of(measure_overlaps(dataset, results, ["segm"]), dataset.categories.names, protocol, thresholds)
-
-
-def regions_of(
-    overlaps: Overlaps, names: Sequence[str], protocol: str = "mnc", thresholds: Sequence[float] = THRESHOLDS
-) -> RegionMetrics:
-    """The same from overlaps that were measured."""
+    overlaps, names = measure_overlaps(dataset, results, ["segm"]), dataset.categories.names
     rule = PROTOCOLS[protocol]
     levels = sorted({*thresholds, *VOLUME})
     found = {name: _of_class(overlaps, label, rule, levels) for label, name in enumerate(names)}

@@ -50,8 +50,7 @@ class Backbone(nn.Module):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
-        layers: dict[Norm, Any] = {"group": GroupNorm, "layer": LayerNorm2d, "frozen": partial(nn.BatchNorm2d, eps=norm_eps)}
-        options: dict[str, Any] = {"norm_layer": layers[norm]} if norm in layers else {}
+        options = _norm_option(norm, norm_eps)
         with torch.device("meta"):
             whole: Any = timm.create_model(name, features_only=True)
         known: list[int] = whole.feature_info.reduction()
@@ -115,8 +114,7 @@ class LastStage(ImageNetPart):
 
     def __init__(self, name: str, *, norm: Norm) -> None:
         super().__init__()
-        layers: dict[Norm, Any] = {"group": GroupNorm, "layer": LayerNorm2d, "frozen": nn.BatchNorm2d}
-        self.layer4: nn.Module = timm.create_model(name, norm_layer=layers[norm]).layer4  # type: ignore[assignment]
+        self.layer4: nn.Module = timm.create_model(name, **_norm_option(norm, 1e-5)).layer4  # type: ignore[assignment]
         self.pretrained = name
         if norm == "frozen":
             freeze_norms(self.layer4)
@@ -161,6 +159,12 @@ ORIGINS = {
 """timm and torchvision; maskrcnn-benchmark, FCOS and EmbedMask (which add nothing to a frozen norm's variance); detectron2."""
 
 Origin = Literal["timm", "caffe", "detectron2"]
+
+
+def _norm_option(norm: Norm, eps: float) -> dict[str, Any]:
+    """What timm is told of the norms."""
+    layers: dict[Norm, Any] = {"group": GroupNorm, "layer": LayerNorm2d, "frozen": partial(nn.BatchNorm2d, eps=eps)}
+    return {"norm_layer": layers[norm]} if norm in layers else {}
 
 
 def _move_strides(network: nn.Module) -> None:

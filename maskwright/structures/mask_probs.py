@@ -116,7 +116,7 @@ class MaskTiles(_Grids):
             threshold: from which mean on a pixel is on; outside its window a row says 0.
 
         Returns:
-            A masks.
+            One mask for each group.
 
         Raises:
             ValueError: a group whose weights add up to nothing.

@@ -516,7 +516,7 @@ def test_images_that_no_anchor_fits_and_crowds_that_cover_all():
 
 def test_gradients_of_later_stages_are_bounded_and_stay_inside():
     system = small(num_proposals=1000)
-    size, target = (192, 256), objects((64, 64, 128, 128), size=(192, 256))
+    size = (192, 256)
     with torch.no_grad():
         features = system._features(batch(size).pixels)
         candidates = system.rpn(features[0])
@@ -532,7 +532,6 @@ def test_gradients_of_later_stages_are_bounded_and_stay_inside():
     decoded = system.rpn.coder.decode(deltas[0][0].detach(), anchors)
     sticks_out = (decoded[:, :2] < 0).any(dim=1) | (decoded[:, 2] > 256) | (decoded[:, 3] > 192)
     assert (grad[sticks_out] == 0).all()
-    assert len(target.boxes) == 1
 
 
 @pytest.mark.parametrize("name", ["mnc-stepwise-small", "mnc-unshared-small"])

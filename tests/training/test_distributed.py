@@ -85,9 +85,12 @@ def test_processes_and_micro_batches_give_the_gradient_of_one_batch(
         )
 
 
-@pytest.mark.parametrize("system", ["embedmask-arxiv-small", pytest.param("deepmask-small", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("deepmask-small", "mnc-unshared-small")]
+
+
+@pytest.mark.parametrize("system", ["embedmask-arxiv-small", *SLOW])
 def test_normalizers_of_other_systems_are_those_of_all_processes(system, tmp_path, console):
-    """What is positive is counted over both processes; a step of patches teaches one of two heads, the same everywhere."""
+    """What is positive is counted over both processes; patches, or the terms of a stage, teach one of several heads."""
     changes = [] if system == "deepmask-small" else ["augment.jitter=[1, 1]"]
     recipe = recipe_of(tmp_path / "data", 3, "evaluate_every=9", *changes, system=system)
     train(recipe, tmp_path / "one", device="cpu", console=console)
