@@ -52,15 +52,21 @@ def choose_precision(precision: Literal["auto", "float32", "bfloat16"], device: 
     if kind == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif kind == "cpu":
-        fast = torch.cpu._is_amx_tile_supported()
+        fast = bfloat16_units() is not None
     else:
         fast = False
     return Precision(device, "bfloat16" if fast else "float32")
 
 
+def bfloat16_units() -> str | None:
+    """What the processor computes bfloat16 with, if it can: matrix units (AMX) or vectors (AVX-512)."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512" if torch.cpu._is_avx512_bf16_supported() else None
+
+
 def machine_line() -> str:
     """What figures are taken on, in a line: processor, threads, versions and date."""
-    amx = torch.cpu._is_amx_tile_supported()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     try:
         ours = f"maskwright {version('maskwright')}, "
@@ -68,7 +74,7 @@ def machine_line() -> str:
         ours = ""
     versions = f"torch {torch.__version__.split('+')[0]}, torchvision {torchvision.__version__.split('+')[0]}"
     return (
-        f"{ours}{platform.machine()}, {torch.get_num_threads()} threads, bf16 matrix units: {'yes' if amx else 'no'}{gpu}; "
+        f"{ours}{platform.machine()}, {torch.get_num_threads()} threads, bf16: {bfloat16_units() or 'no'}{gpu}; "
         f"{versions}; {date.today().isoformat()}"
     )
 

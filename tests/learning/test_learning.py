@@ -1,5 +1,7 @@
 """Each family learns: a few real images by heart, to nearly what its mask grid can express."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -27,9 +29,12 @@ def ceiling(dataset, kind: str, grid) -> float:
     return evaluate_detections(dataset, answers, kinds=[kind])[kind].ap
 
 
-def boxes_of_28(instances) -> Masks:
-    """Mask R-CNN's: 28×28 cells in a box."""
-    targets = mask_targets(instances.masks, instances.boxes, torch.arange(len(instances)), side=28)
+SIDES = {"rcnn": 28, "mnc": 21, "fcis": 21}  # of the grid of cells in a box, where masks are drawn in boxes
+
+
+def boxes_of(instances, side) -> Masks:
+    """Cells in a box."""
+    targets = mask_targets(instances.masks, instances.boxes, torch.arange(len(instances)), side=side)
     return MaskProbs(targets, instances.boxes).paste(instances.image_size)
 
 
@@ -42,10 +47,10 @@ def stride_of_4(instances) -> Masks:
 
 def learnt(name: str, root, out, console, *, share: float = 1.0) -> tuple[float, float]:
     """AP of a system that has seen nothing but a few images, on these, after a share of the steps; and what it could reach."""
-    is_rcnn = "rcnn" in name or "mnc" in name
+    side = next((side for family, side in SIDES.items() if family in name), None)
     recipe = find_recipe(name).with_changes(
         [
-            f"epochs={share * (300 if is_rcnn else 200)}",
+            f"epochs={share * (300 if side else 200)}",
             "batch_size=3",
             "workers=0",
             "evaluate_every=1000",
@@ -64,7 +69,7 @@ def learnt(name: str, root, out, console, *, share: float = 1.0) -> tuple[float,
     metrics = train(recipe, out, device="cpu", console=console)
     assert SYSTEMS[name](num_classes=1).task == (Task.INSTANCES if metrics.kind == "segm" else Task.BOXES)
     dataset, _ = open_datasets(root)
-    grid = boxes_of_28 if is_rcnn else stride_of_4
+    grid = partial(boxes_of, side=side) if side else stride_of_4
     best = 1.0 if needs_proposals(name) else ceiling(dataset, metrics.kind, grid)  # theirs come with the true masks
     num_objects = sum(int((~dataset.instances(i).crowd).sum()) for i in range(len(dataset)))
     print(f"{name}: {metrics.kind} AP {metrics.ap:.3f}, ceiling {best:.3f}, {len(dataset)} images, {num_objects} objects")
