@@ -21,7 +21,10 @@ COCO_LIMITS = (1, 10, 100)
 PROPOSAL_LIMITS = (10, 100, 1000)
 """Limits on the proposals of an image (DeepMask, sec. 5.2)."""
 
-KIND_NAMES: Mapping[Kind, str] = {"bbox": "boxes", "segm": "masks", "boundary": "edges"}
+KEYPOINT_LIMIT = 20
+"""COCO's limit on the people of an image."""
+
+KIND_NAMES: Mapping[Kind, str] = {"bbox": "boxes", "segm": "masks", "boundary": "edges", "keypoints": "keypoints"}
 """As people call them."""
 
 
@@ -45,11 +48,12 @@ class DetectionMetrics:
     """COCO's numbers in [0, 1]; -1 where there is nothing to find, as pycocotools says it.
 
     Args:
-        kind: "bbox", "segm", or "boundary" (Boundary IoU, CVPR 2021).
+        kind: "bbox", "segm", "boundary" (Boundary IoU, CVPR 2021), or "keypoints", where IoU is OKS.
         max_detections: the limits used.
         ap, ap50, ap75: over IoU 0.50:0.95, at 0.50, at 0.75; all areas, the largest limit.
         ap_small, ap_medium, ap_large: under 32², to 96², over 96² px², original image.
         ar: recall for each of the limits.
+        ar50, ar75: recall at IoU 0.50 and 0.75, the largest limit.
         ar_small, ar_medium, ar_large: recall by area, the largest limit.
         per_class: AP by class name; empty when classes are ignored.
         per_class_ap50: AP at 0.50 by class name.
@@ -64,6 +68,8 @@ class DetectionMetrics:
     ap_medium: float
     ap_large: float
     ar: tuple[float, ...]
+    ar50: float
+    ar75: float
     ar_small: float
     ar_medium: float
     ar_large: float
@@ -71,7 +77,10 @@ class DetectionMetrics:
     per_class_ap50: dict[str, float]
 
     def stats(self) -> list[float]:
-        """In pycocotools' order: the 12 numbers where there are three limits."""
+        """In pycocotools' order: the 12 numbers where there are three limits, 10 of keypoints with one."""
+        if self.kind == "keypoints":
+            precisions = [self.ap, self.ap50, self.ap75, self.ap_medium, self.ap_large]
+            return [*precisions, self.ar[-1], self.ar50, self.ar75, self.ar_medium, self.ar_large]
         sizes = [self.ap_small, self.ap_medium, self.ap_large]
         return [self.ap, self.ap50, self.ap75, *sizes, *self.ar, self.ar_small, self.ar_medium, self.ar_large]
 
@@ -94,7 +103,7 @@ def evaluate_detections(
         dataset: the ground truth.
         results: entries of a COCO results file, original category ids.
         kinds: what overlap is measured on.
-        max_detections: ascending limits on the detections of an image and class; AP uses the last.
+        max_detections: ascending limits on the detections of an image and class; AP uses the last. Of keypoints 20 at most.
         class_agnostic: whether an object counts as found whatever class it was given.
 
     Raises:
@@ -106,8 +115,9 @@ def evaluate_detections(
     names = () if class_agnostic else dataset.categories.names
     answer = {}
     for kind in kinds:
-        matches = match(overlaps, kind, max_detections=limits[-1], class_agnostic=class_agnostic)
-        answer[kind] = metrics_of(matches, names, limits)
+        own = tuple(sorted({min(limit, KEYPOINT_LIMIT) for limit in limits})) if kind == "keypoints" else limits
+        matches = match(overlaps, kind, max_detections=own[-1], class_agnostic=class_agnostic)
+        answer[kind] = metrics_of(matches, names, own)
     return answer
 
 
@@ -130,12 +140,11 @@ def check_fields(results: Sequence[dict[str, Any]], kinds: Iterable[Kind]) -> No
         ValueError: some have no box, or no mask, where they are needed.
     """
     for kind in kinds:
-        field = "bbox" if kind == "bbox" else "segmentation"
+        field = kind if kind in ("bbox", "keypoints") else "segmentation"
         missing = sum(field not in entry for entry in results)
         if missing:
-            raise ValueError(
-                f"{missing} of {len(results)} results have no {field!r}: score them by {'masks' if kind == 'bbox' else 'boxes'}"
-            )
+            other = "masks" if kind == "bbox" else "boxes"
+            raise ValueError(f"{missing} of {len(results)} results have no {field!r}: score them by {other}")
 
 
 def metrics_of(matches: Matches, names: Sequence[str], limits: Sequence[int]) -> DetectionMetrics:
@@ -158,6 +167,8 @@ def metrics_of(matches: Matches, names: Sequence[str], limits: Sequence[int]) ->
         ap_medium=_mean(by_size["medium"].ap),
         ap_large=_mean(by_size["large"].ap),
         ar=tuple(_mean(recall) for recall in recalls),
+        ar50=_mean(everything.recall[:, 0]),
+        ar75=_mean(everything.recall[:, 5]),
         ar_small=_mean(by_size["small"].recall),
         ar_medium=_mean(by_size["medium"].recall),
         ar_large=_mean(by_size["large"].recall),

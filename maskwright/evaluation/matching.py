@@ -47,7 +47,7 @@ class Matches:
         kept: detections within the limit, (D,).
         object: int64 (A, T, D), the object found, or -1.
         ignored: (A, T, D), detections that neither help nor harm.
-        truth_ignored: (A, G), objects that need not be found: crowds, and those of other sizes.
+        truth_ignored: (A, G), objects that need not be found: crowds, those of other sizes, and by keypoints those without any.
     """
 
     overlaps: Overlaps
@@ -78,7 +78,8 @@ def match(overlaps: Overlaps, kind: Kind, *, max_detections: int, class_agnostic
     rank = _ranks(overlaps.image, label)
     kept = rank < max_detections
     low, high = np.array(list(SIZES.values())).T[:, :, None]  # (A, 1)
-    truth_ignored = truth.is_crowd | (truth.area < low) | (truth.area > high)  # (A, G)
+    needless = truth.is_crowd | (truth.num_keypoints == 0) if kind == "keypoints" else truth.is_crowd
+    truth_ignored = needless | (truth.area < low) | (truth.area > high)  # (A, G)
     found = np.full((len(SIZES), len(THRESHOLDS), len(label)), -1, dtype=np.int32)
     taken = np.zeros((len(SIZES), len(THRESHOLDS), len(truth_label)), dtype=bool)
     thresholds = np.array(THRESHOLDS)[:, None]
@@ -95,9 +96,9 @@ def match(overlaps: Overlaps, kind: Kind, *, max_detections: int, class_agnostic
         taken[a, t, gt[pair]] = True
     outside = (overlaps.area[kind] < low) | (overlaps.area[kind] > high)  # (A, D)
     if len(truth_label):
-        needless = np.take_along_axis(truth_ignored, np.maximum(found, 0).reshape(len(SIZES), -1), axis=1).reshape(found.shape)
+        helps_not = np.take_along_axis(truth_ignored, np.maximum(found, 0).reshape(len(SIZES), -1), axis=1)
     else:
-        needless = np.zeros(found.shape, dtype=bool)
+        helps_not = np.zeros(found.shape, dtype=bool)
     return Matches(
         overlaps=overlaps,
         kind=kind,
@@ -107,7 +108,7 @@ def match(overlaps: Overlaps, kind: Kind, *, max_detections: int, class_agnostic
         rank=rank,
         kept=kept,
         object=found,
-        ignored=np.where(found >= 0, needless, outside[:, None]),
+        ignored=np.where(found >= 0, helps_not.reshape(found.shape), outside[:, None]),
         truth_ignored=truth_ignored,
     )
 

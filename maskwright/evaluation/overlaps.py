@@ -12,14 +12,16 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from hotcoco import mask as kernels
 
 from maskwright.data.coco import CocoDataset
-from maskwright.structures import Masks
+from maskwright.structures import KeypointSchema, Masks
+from maskwright.structures.keypoints import similarity
 from maskwright.structures.rle import Bitmap, Window
 
-Kind = Literal["bbox", "segm", "boundary"]
-"""What overlap is measured on: boxes, masks, or masks and their edges at once."""
+Kind = Literal["bbox", "segm", "boundary", "keypoints"]
+"""What overlap is measured on: boxes, masks, masks and their edges at once, or keypoints, whose overlap is their similarity."""
 
 FAINT = 0.1
 """Overlaps up to this are nothing: the least that the error breakdown calls a misplaced answer (TIDE, ECCV 2020, sec. 2.2)."""
@@ -39,6 +41,7 @@ class Truth:
         image, label: int64 (G,), places in the order of ids, class indices; within an image sorted by category id.
         area: px², as the annotations state it, (G,).
         is_crowd: (G,).
+        num_keypoints: labelled, (G,).
         num_images, num_classes: of the data set.
         image_ids: by place.
     """
@@ -47,6 +50,7 @@ class Truth:
     label: Ints
     area: Floats
     is_crowd: Bools
+    num_keypoints: Ints
     num_images: int
     num_classes: int
     image_ids: Ints
@@ -60,7 +64,7 @@ class Overlaps:
         truth: what was looked for.
         image, label: of the detections, int64 (D,).
         score: (D,).
-        area: by kind, px², (D,): that of the box, or of the mask.
+        area: by kind, px², (D,): that of the box, or of the mask; of keypoints that of the box, or of what they span.
         source: where each detection stands in the results given, int64 (D,).
         dt, gt: the pairs, int64 (P,).
         iou: by kind, (P,); crowds are measured by the share of the detection that lies in them.
@@ -86,7 +90,7 @@ def measure_overlaps(
 
     Args:
         dataset: the ground truth; with masks where masks are asked for.
-        results: entries of a COCO results file, original category ids, with the boxes or masks asked for.
+        results: entries of a COCO results file, original category ids, with the boxes, masks or keypoints asked for.
         kinds: which overlaps to measure; a boundary is measured where masks overlap by half, for nothing less can match.
     """
     order = np.argsort(dataset.image_ids, kind="stable")
@@ -100,6 +104,7 @@ def measure_overlaps(
     source = np.lexsort((category[label], -score, image))
     image, label, score = image[source], label[source], score[source]
     boxes = np.array([entry["bbox"] for entry in results], dtype=np.float64).reshape(-1, 4)[source] if "bbox" in kinds else None
+    points = _points(dataset, results)[source] if "keypoints" in kinds else None
     starts = np.searchsorted(image, np.arange(len(place) + 1))
     objects: list[_Objects] = []
     pieces: list[_Piece] = []
@@ -113,7 +118,8 @@ def measure_overlaps(
                 [as_rle(s, size) for s in there.segmentations],
                 [as_rle(results[k]["segmentation"], size) for k in source[rows]],
             ]
-        piece = _compare(there, None if boxes is None else boxes[rows], rles, size, kinds)
+        by_points = None if points is None else _similarity(there, points[rows], dataset.keypoint_schema)
+        piece = _compare(there, None if boxes is None else boxes[rows], rles, by_points, size, kinds)
         pieces.append(replace(piece, dt=piece.dt + starts[i], gt=piece.gt + count))
         objects.append(replace(there, segmentations=[]))
         count += len(there.label)
@@ -121,6 +127,8 @@ def measure_overlaps(
     if masks:
         of_masks = np.concatenate([piece.mask_area for piece in pieces] or [np.empty(0)])
         areas |= {kind: of_masks for kind in ("segm", "boundary") if kind in kinds}
+    if points is not None:
+        areas["keypoints"] = _areas_of_points(results, points, source)
     return Overlaps(
         truth=_truth(dataset, order, objects),
         image=image,
@@ -142,6 +150,7 @@ class _Objects:
     area: Floats
     is_crowd: Bools
     boxes: Floats
+    keypoints: Floats
     segmentations: list[Any]
 
     @classmethod
@@ -153,6 +162,7 @@ class _Objects:
             area=columns.areas[order],
             is_crowd=columns.is_crowd[order],
             boxes=columns.bboxes[order],
+            keypoints=columns.keypoints[order].astype(np.float64),
             segmentations=[columns.segmentation(int(row)) for row in order],
         )
 
@@ -163,6 +173,7 @@ def _truth(dataset: CocoDataset, order: Ints, objects: Sequence[_Objects]) -> Tr
         label=np.concatenate([there.label for there in objects] or [np.empty(0, np.int64)]),
         area=np.concatenate([there.area for there in objects] or [np.empty(0)]),
         is_crowd=np.concatenate([there.is_crowd for there in objects] or [np.empty(0, np.bool_)]),
+        num_keypoints=np.concatenate([(o.keypoints[..., 2] > 0).sum(axis=1) for o in objects] or [np.empty(0, np.int64)]),
         num_images=len(objects),
         num_classes=len(dataset.categories),
         image_ids=dataset.image_ids[order],
@@ -180,11 +191,17 @@ class _Piece:
 
 
 def _compare(
-    there: _Objects, boxes: Floats | None, rles: list[list[Any]] | None, size: tuple[int, int], kinds: Sequence[Kind]
+    there: _Objects,
+    boxes: Floats | None,
+    rles: list[list[Any]] | None,
+    by_points: Floats | None,
+    size: tuple[int, int],
+    kinds: Sequence[Kind],
 ) -> _Piece:
     """All pairs of one image; `rles` of objects and of detections."""
-    num_found = len(boxes) if boxes is not None else len(rles[1]) if rles is not None else 0
+    num_found = next((len(x) for x in (boxes, by_points, None if rles is None else rles[1]) if x is not None), 0)
     by_box = by_mask = np.zeros((num_found, len(there.label)))
+    by_points = by_box if by_points is None else by_points
     mask_area = np.zeros(num_found)
     crowd = there.is_crowd.tolist()
     if boxes is not None and by_box.size:
@@ -193,12 +210,14 @@ def _compare(
         mask_area = np.asarray(kernels.area(rles[1]), dtype=np.float64)
         if by_mask.size:
             by_mask = kernels.iou(rles[1], rles[0], crowd)
-    dt, gt = np.nonzero(np.maximum(by_box, by_mask) > FAINT)
+    dt, gt = np.nonzero(np.maximum(np.maximum(by_box, by_mask), by_points) > FAINT)
     iou: dict[Kind, Floats] = {}
     if "bbox" in kinds:
         iou["bbox"] = by_box[dt, gt]
     if "segm" in kinds:
         iou["segm"] = by_mask[dt, gt]
+    if "keypoints" in kinds:
+        iou["keypoints"] = by_points[dt, gt]
     if "boundary" in kinds and rles is not None:
         iou["boundary"] = _capped_by_edges(by_mask[dt, gt], (dt, gt), there.is_crowd, rles, size)
     return _Piece(dt, gt, iou, mask_area)
@@ -207,6 +226,45 @@ def _compare(
 def as_rle(segmentation: Any, size: tuple[int, int]) -> Any:
     """Run lengths of a segmentation, which may be polygons."""
     return segmentation if isinstance(segmentation, dict) else Masks.from_polygons([segmentation], size).to_rles()[0]
+
+
+# Keypoints
+
+
+def _points(dataset: CocoDataset, results: Sequence[dict[str, Any]]) -> Floats:
+    """Keypoints of results (D, J, 3), as the data set holds them: pixel corners.
+
+    Raises:
+        ValueError: the data set has no keypoints, or others.
+    """
+    if dataset.keypoint_schema is None:
+        raise ValueError(f"{dataset.path}: no category has keypoints to score")
+    joints = len(dataset.keypoint_schema.names)
+    if any(len(entry["keypoints"]) != 3 * joints for entry in results):
+        raise ValueError(f"some results have not {joints} keypoints of three numbers each, as those of {dataset.path} have")
+    points = np.array([entry["keypoints"] for entry in results], dtype=np.float64).reshape(-1, joints, 3)
+    points[..., :2] += 0.5
+    return points
+
+
+def _similarity(there: _Objects, points: Floats, schema: KeypointSchema | None) -> Floats:
+    assert schema is not None
+    boxes = there.boxes.copy()
+    boxes[:, :2] += 0.5  # pycocotools compares pixel indices with corners
+    boxes[:, 2:] += boxes[:, :2]
+    columns = (points, there.keypoints, boxes, there.area)
+    answer: Floats = similarity(*(torch.from_numpy(column) for column in columns), schema).numpy()
+    return answer
+
+
+def _areas_of_points(results: Sequence[dict[str, Any]], points: Floats, source: Ints) -> Floats:
+    """As in pycocotools: of the boxes where results have them, else of what the points span."""
+    if all("bbox" in entry for entry in results):
+        boxes = np.array([entry["bbox"] for entry in results], dtype=np.float64).reshape(-1, 4)[source]
+        area: Floats = boxes[:, 2] * boxes[:, 3]
+    else:
+        area = np.ptp(points[..., :2], axis=1).prod(axis=1)
+    return area
 
 
 # Edges

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+USUAL_SIGMA = 0.063
+"""Mean of COCO's."""
+
 
 @dataclass(frozen=True)
 class KeypointSchema:
@@ -13,7 +16,8 @@ class KeypointSchema:
     Args:
         names: one name for each keypoint.
         flip_pairs: indices that trade places when the image is mirrored left-right.
-        sigmas: spread of annotators for each keypoint relative to the object's scale (COCO's OKS), J or none.
+        sigmas: spread of annotators for each keypoint relative to the object's scale (COCO's OKS); by default that of COCO's
+            keypoints on average, for all.
         skeleton: index pairs to draw lines between.
     """
 
@@ -24,7 +28,9 @@ class KeypointSchema:
     _order: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.sigmas and len(self.sigmas) != len(self.names):
+        if not self.sigmas:
+            object.__setattr__(self, "sigmas", (USUAL_SIGMA,) * len(self.names))
+        if len(self.sigmas) != len(self.names):
             raise ValueError(f"got {len(self.sigmas)} sigmas for {len(self.names)} keypoints: give one for each, or none")
         order = list(range(len(self.names)))
         for a, b in self.flip_pairs:
@@ -87,3 +93,30 @@ def crop(keypoints: Tensor, window: tuple[int, int, int, int]) -> Tensor:
     x, y, v = moved.unbind(-1)
     inside = (v > 0) & (x >= 0) & (y >= 0) & (x <= x1 - x0) & (y <= y1 - y0)
     return torch.where(inside[..., None], moved, torch.zeros_like(moved))
+
+
+def similarity(found: Tensor, objects: Tensor, boxes: Tensor, areas: Tensor, schema: KeypointSchema) -> Tensor:
+    """Object keypoint similarity of each pair, 0 to 1 (COCO keypoint evaluation): how near the labelled points are.
+
+    Args:
+        found: detections, (D, J, 3).
+        objects: true keypoints, (G, J, 3).
+        boxes: of the objects, xyxy px (G, 4): where nothing is labelled, points within twice their size are near.
+        areas: of the objects, px², (G,), the square of their scale.
+        schema: how exactly each point can be known.
+
+    Returns:
+        (D, G).
+    """
+    labelled = objects[..., 2] > 0  # (G, J)
+    apart = found[:, None, :, :2] - objects[None, :, :, :2]  # (D, G, J, 2)
+    margin = boxes[:, 2:] - boxes[:, :2]
+    low, high = (boxes[:, :2] - margin)[:, None], (boxes[:, 2:] + margin)[:, None]  # (G, 1, 2)
+    outside = (low - found[:, None, :, :2]).clamp(min=0) + (found[:, None, :, :2] - high).clamp(min=0)
+    is_known = labelled.any(dim=1)
+    apart = torch.where(is_known[:, None, None], apart, outside)
+    spread = (2 * found.new_tensor(schema.sigmas)) ** 2
+    scale = (areas + torch.finfo(torch.float64).eps)[:, None]
+    near = torch.exp(-apart.square().sum(dim=-1) / spread / scale / 2)  # (D, G, J)
+    counted = (labelled | ~is_known[:, None]).to(near.dtype)
+    return (near * counted).sum(dim=-1) / counted.sum(dim=-1)
