@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-USUAL_SIGMA = 0.063
+USUAL_SIGMA = 0.067
 """Mean of COCO's."""
 
 
@@ -120,3 +121,44 @@ def similarity(found: Tensor, objects: Tensor, boxes: Tensor, areas: Tensor, sch
     near = torch.exp(-apart.square().sum(dim=-1) / spread / scale / 2)  # (D, G, J)
     counted = (labelled | ~is_known[:, None]).to(near.dtype)
     return (near * counted).sum(dim=-1) / counted.sum(dim=-1)
+
+
+def to_cells(keypoints: Tensor, boxes: Tensor, *, side: int) -> tuple[Tensor, Tensor]:
+    """The cell of a box's grid that each keypoint lies in (Mask R-CNN, sec. 5: a one-hot mask).
+
+    Args:
+        keypoints: (N, J, 3).
+        boxes: xyxy px of the same frame (N, 4).
+        side: cells per side, M; the right and bottom edges belong to the last one.
+
+    Returns:
+        Cells counted row by row, int64 (N, J), 0 where there is none; and whether there is one, bool (N, J): the keypoint is
+        labelled, hidden or not, and lies in the box.
+    """
+    corner, extent = boxes[:, None, :2], (boxes[:, None, 2:] - boxes[:, None, :2])
+    place = (keypoints[..., :2] - corner) * (side / extent)
+    cell = torch.where(keypoints[..., :2] == boxes[:, None, 2:], side - 1, place.floor())  # (N, J, 2)
+    inside = ((cell >= 0) & (cell < side)).all(dim=-1) & (keypoints[..., 2] > 0)
+    column, row = cell.nan_to_num(-1).clamp(0, side - 1).to(torch.int64).unbind(-1)
+    return torch.where(inside, side * row + column, 0), inside
+
+
+def from_heatmaps(logits: Tensor, boxes: Tensor) -> Tensor:
+    """The likeliest point of each map, looked for at the resolution of the image (Mask R-CNN, sec. 5; detectron2).
+
+    Args:
+        logits: over the cells of boxes, (N, J, M, M).
+        boxes: xyxy px (N, 4).
+
+    Returns:
+        x, y and the share of the peak in the softmax over cells, (N, J, 3).
+    """
+    points = logits.new_zeros((*logits.shape[:2], 3))
+    extents = boxes[:, 2:] - boxes[:, :2]
+    for i, (width, height) in enumerate(extents.ceil().clamp(min=1).int().tolist()):
+        enlarged = F.interpolate(logits[i : i + 1], size=(height, width), mode="bicubic")[0].flatten(1)  # (J, height · width)
+        peak, place = enlarged.max(dim=1)
+        cell = torch.stack([place % width, place // width], dim=1) + 0.5
+        points[i, :, :2] = boxes[i, :2] + cell * (extents[i] / cell.new_tensor([width, height]))
+        points[i, :, 2] = 1 / (logits[i].flatten(1) - peak[:, None]).exp().sum(dim=1)
+    return points
