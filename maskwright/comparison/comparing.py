@@ -30,7 +30,7 @@ from maskwright.evaluation.report import write_report
 from maskwright.evaluation.statistics import RESAMPLES, image_weights
 from maskwright.evaluation.study import Study, study
 from maskwright.inference import Model, load
-from maskwright.inference.scoring import detections, has_masks, match_categories
+from maskwright.inference.scoring import detections, has_keypoints, has_masks, match_categories
 from maskwright.recipes import DataOptions, Recipe
 from maskwright.recipes.recipe import parse_assignments
 from maskwright.runs.checkpoints import find_weights
@@ -238,8 +238,7 @@ def from_files(paths: Sequence[Path], dataset: CocoDataset) -> Answered:
 def from_results(path: Path, results: list[dict[str, Any]], dataset: CocoDataset) -> Answered:
     """Somebody's COCO results, read and checked."""
     kinds = kinds_of(path, results, dataset)
-    task = Task.INSTANCES if "segm" in kinds else Task.BOXES
-    return Answered(Facts(task=task, source=str(path)), [lambda: results], kinds, Intensity())
+    return Answered(Facts(task=_task_of(kinds), source=str(path)), [lambda: results], kinds, Intensity())
 
 
 def kinds_of(path: Path, results: Sequence[dict[str, Any]], dataset: CocoDataset) -> list[Kind]:
@@ -253,6 +252,8 @@ def kinds_of(path: Path, results: Sequence[dict[str, Any]], dataset: CocoDataset
     kinds: list[Kind] = ["bbox"] if all("bbox" in entry for entry in results) else []
     if all("segmentation" in entry for entry in results) and has_masks(dataset):
         kinds += ["segm", "boundary"]
+    if all("keypoints" in entry for entry in results) and dataset.categories.keypoints is not None:
+        kinds.append("keypoints")
     if not kinds:
         raise ValueError(f"{path}: some results have a 'bbox' and others a 'segmentation': give all of them one or both")
     return kinds
@@ -260,16 +261,24 @@ def kinds_of(path: Path, results: Sequence[dict[str, Any]], dataset: CocoDataset
 
 def from_model(model: Model, dataset: CocoDataset, results: Sequence[Callable[[], list[dict[str, Any]]]]) -> Answered:
     """What a model answered."""
-    if model.system.task == Task.KEYPOINTS:
-        raise ValueError(f"{model.card.system}: keypoints cannot be scored yet")
-    masks = model.system.task in (Task.INSTANCES, Task.PROPOSALS) and has_masks(dataset)
-    kinds: list[Kind] = ["bbox", "segm"] if masks else ["bbox"]
-    if masks and model.system.task == Task.INSTANCES:
-        kinds.append("boundary")
-    task = Task.BOXES if model.system.task == Task.INSTANCES and not masks else model.system.task
+    task = model.system.task
+    kinds: list[Kind] = ["bbox"]
+    if task.has_masks and has_masks(dataset):
+        kinds += ["segm"] if task == Task.PROPOSALS else ["segm", "boundary"]
+    if task.has_keypoints and has_keypoints(model.categories, dataset):
+        kinds.append("keypoints")
+    if task != Task.PROPOSALS:
+        task = _task_of(kinds)
     parameters = sum(p.numel() for p in cast(nn.Module, model.system).parameters())
     facts = Facts(task=task, source=model.card.system, parameters=parameters)
     return Answered(facts, results, kinds, model.system.input.intensity)
+
+
+def _task_of(kinds: Sequence[Kind]) -> Task:
+    """What is answered where so much can be scored."""
+    if "keypoints" in kinds:
+        return Task.MASKS_AND_KEYPOINTS if "segm" in kinds else Task.KEYPOINTS
+    return Task.INSTANCES if "segm" in kinds else Task.BOXES
 
 
 def with_costs(answered: Answered, measured: Mapping[str, float | None]) -> Answered:
@@ -305,7 +314,9 @@ def _points(path: Path, decides: str) -> Iterable[dict[str, float]]:
         if line["stage"] != stage:
             before, stage = before + last, line["stage"]
         last = line["step"]
-        scored = line.get("segm", line.get("bbox"))  # the metrics of a stage that is not scored are missing
+        scored = next(
+            (line[kind] for kind in ("keypoints", "segm", "bbox") if kind in line), None
+        )  # the metrics of a stage that is not scored are missing
         value = -1.0 if scored is None else scored["ar"][-1] if decides == "ar" else scored["ap"]
         yield {
             "step": float(before + last),

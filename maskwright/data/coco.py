@@ -52,13 +52,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class Categories:
-    """The classes of a data set: index in 0 … K-1 → name and original id."""
+    """The classes of a data set: index in 0 … K-1 → name and original id; and what their keypoints are, where they have any."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
+    keypoints: KeypointSchema | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """As COCO's files list them; its skeletons count from 1."""
+        schema = self.keypoints
+        points: dict[str, Any] = {}
+        if schema is not None:
+            points = {"keypoints": list(schema.names), "skeleton": [[a + 1, b + 1] for a, b in schema.skeleton]}
+        return [{"id": number, "name": name, **points} for number, name in zip(self.ids, self.names, strict=True)]
 
 
 class CocoDataset:
@@ -74,7 +83,6 @@ class CocoDataset:
         sizes: npt.NDArray[np.int32],
         file_names: Sequence[str],
         columns: Columns,
-        keypoint_schema: KeypointSchema | None,
         problems: Sequence[str] = (),
     ) -> None:
         self.path = path
@@ -83,7 +91,6 @@ class CocoDataset:
         self.image_ids = image_ids
         self.sizes = sizes
         self.problems = tuple(problems)
-        self.keypoint_schema = keypoint_schema
         names = [name.encode() for name in file_names]
         self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
         self._name_starts = np.cumsum([0] + [len(name) for name in names])
@@ -133,7 +140,7 @@ class CocoDataset:
             boxes=torch.from_numpy(_to_xyxy(columns.bboxes[rows], size)),
             labels=torch.from_numpy(columns.labels[rows].astype(np.int64)),
             masks=self._masks(rows, size) if self.has_masks else None,
-            keypoints=torch.from_numpy(keypoints.copy()) if self.keypoint_schema else None,
+            keypoints=torch.from_numpy(keypoints.copy()) if self.categories.keypoints else None,
             is_crowd=torch.from_numpy(columns.is_crowd[rows].copy()),
         )
 
@@ -186,7 +193,6 @@ class CocoDataset:
             sizes=self.sizes[list(indices)],
             file_names=[self.file_name(i) for i in indices],
             columns=columns.take(rows, np.cumsum([0, *counts[list(indices)]])),
-            keypoint_schema=self.keypoint_schema,
             problems=self.problems,
         )
 
@@ -207,7 +213,7 @@ class CocoDataset:
             segmentation = columns.segmentation(i)
             if segmentation is not None:
                 entry["segmentation"] = segmentation
-            if self.keypoint_schema:
+            if self.categories.keypoints:
                 points = columns.keypoints[i].astype(np.float64).copy()
                 points[points[:, 2] > 0, :2] -= 0.5
                 entry["keypoints"] = points.reshape(-1).tolist()
@@ -222,8 +228,7 @@ class CocoDataset:
             }
             for i in range(len(self))
         ]
-        names = zip(self.categories.names, self.categories.ids, strict=True)
-        return {"images": listed, "annotations": annotations, "categories": [{"id": i, "name": n} for n, i in names]}
+        return {"images": listed, "annotations": annotations, "categories": self.categories.to_coco()}
 
     def _masks(self, rows: slice, size: tuple[int, int]) -> Masks:
         parts = [self._columns.runs(row, size) for row in range(rows.start, rows.stop)]
@@ -313,7 +318,7 @@ def parse_coco(
     categories, wanted = _read_categories(path, data["categories"], classes)
     problems: list[str] = []
     listed = _read_images(path, data["images"], problems)
-    schema = _keypoint_schema(path, data["categories"])
+    schema = categories.keypoints
     place = {image_id: i for i, image_id in enumerate(listed)}
     label_of = {category_id: label for label, category_id in enumerate(categories.ids)}
 
@@ -341,7 +346,6 @@ def parse_coco(
         sizes=np.array([entry[1] for entry in listed.values()], dtype=np.int32).reshape(-1, 2),
         file_names=[entry[0] for entry in listed.values()],
         columns=_pack([row for _, row in rows], counts, schema),
-        keypoint_schema=schema,
         problems=problems,
     )
 
@@ -378,7 +382,8 @@ def _read_categories(path: Path, entries: list[Any], classes: Sequence[str] | No
         if unknown:
             raise ValueError(f"{path}: no class is named {', '.join(unknown)}; there are {', '.join(names)}")
         pairs = [pairs[names.index(name)] for name in classes]
-    return Categories(tuple(n for n, _ in pairs), tuple(i for _, i in pairs)), set(ids)
+    schema = _keypoint_schema(path, entries)
+    return Categories(tuple(n for n, _ in pairs), tuple(i for _, i in pairs), schema), set(ids)
 
 
 def _read_images(path: Path, entries: list[Any], problems: list[str]) -> dict[int, tuple[str, tuple[int, int]]]:

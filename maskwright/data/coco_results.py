@@ -25,8 +25,9 @@ def to_coco_results(instances: Instances, image_id: int, categories: Categories)
     labels = instances.labels.tolist()
     scores = [1.0] * len(instances) if instances.scores is None else instances.scores.cpu().tolist()
     rles = [None] * len(instances) if instances.masks is None else instances.masks.to_rles()
+    joints = [None] * len(instances) if instances.keypoints is None else instances.keypoints.cpu()
     results = []
-    for (x1, y1, x2, y2), label, score, mask in zip(boxes, labels, scores, rles, strict=True):
+    for (x1, y1, x2, y2), label, score, mask, points in zip(boxes, labels, scores, rles, joints, strict=True):
         entry: dict[str, Any] = {
             "image_id": image_id,
             "category_id": categories.ids[label],
@@ -35,6 +36,8 @@ def to_coco_results(instances: Instances, image_id: int, categories: Categories)
         }
         if mask is not None:
             entry["segmentation"] = mask
+        if points is not None:
+            entry["keypoints"] = (points - points.new_tensor([0.5, 0.5, 0])).flatten().tolist()  # pixel indices
         results.append(entry)
     return results
 
@@ -152,5 +155,8 @@ def _check_result(entry: dict[str, Any], sizes: dict[int, tuple[int, int]], cate
                 rle.check_polygon(part)
     elif "bbox" not in entry:
         raise ValueError("has neither 'bbox' nor 'segmentation'")
+    if "keypoints" in entry:
+        for value in entry["keypoints"]:
+            number(value, "keypoints")
     if "bbox" in entry and (not isinstance(entry["bbox"], list) or len([number(v, "bbox") for v in entry["bbox"]]) != 4):
         raise ValueError(f"bbox is {entry['bbox']!r}, expected four finite numbers")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskwright.evaluation.detection import DetectionMetrics
+from maskwright.evaluation.detection import KIND_ADJECTIVES, DetectionMetrics
 from maskwright.evaluation.overlaps import Kind
 from maskwright.evaluation.proposals import ProposalMetrics
 from maskwright.evaluation.statistics import Comparisons, Difference, Interval, Sampled
@@ -203,7 +203,7 @@ def _plain(value: Any) -> Any:
 def in_words(table: Table) -> list[str]:
     """Which differences are real, in plain sentences."""
     metric = AVERAGES[table.decides]
-    kind = {"segm": "mask ", "bbox": "box ", "boundary": "boundary "}[table.rows[0].kind]
+    kind = f"{KIND_ADJECTIVES[table.rows[0].kind]} "
     sentences = []
     for d in table.differences:
         points, low, high = (f"{100 * v:+.1f}" for v in (d.interval.value, d.interval.low, d.interval.high))

@@ -26,6 +26,8 @@ KEYPOINT_LIMIT = 20
 
 KIND_NAMES: Mapping[Kind, str] = {"bbox": "boxes", "segm": "masks", "boundary": "edges", "keypoints": "keypoints"}
 """As people call them."""
+KIND_ADJECTIVES: Mapping[Kind, str] = {"bbox": "box", "segm": "mask", "boundary": "boundary", "keypoints": "keypoint"}
+"""Before AP."""
 
 
 def default_limits(max_detections: int) -> tuple[int, ...]:
@@ -115,7 +117,7 @@ def evaluate_detections(
     names = () if class_agnostic else dataset.categories.names
     answer = {}
     for kind in kinds:
-        own = tuple(sorted({min(limit, KEYPOINT_LIMIT) for limit in limits})) if kind == "keypoints" else limits
+        own = limits_of(kind, limits)
         matches = match(overlaps, kind, max_detections=own[-1], class_agnostic=class_agnostic)
         answer[kind] = metrics_of(matches, names, own)
     return answer
@@ -131,6 +133,11 @@ def check_limits(max_detections: Sequence[int]) -> tuple[int, ...]:
     if not limits or not all(isinstance(limit, int) and 0 < limit < 2**31 for limit in limits):
         raise ValueError(f"got limits {list(max_detections)} on detections, expected positive numbers, for example 1, 10, 100")
     return limits
+
+
+def limits_of(kind: Kind, limits: Sequence[int]) -> tuple[int, ...]:
+    """Limits as they hold for a kind: of people COCO looks at 20."""
+    return tuple(sorted({min(limit, KEYPOINT_LIMIT) for limit in limits})) if kind == "keypoints" else tuple(limits)
 
 
 def check_fields(results: Sequence[dict[str, Any]], kinds: Iterable[Kind]) -> None:

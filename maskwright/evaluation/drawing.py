@@ -7,11 +7,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from maskwright.structures import Instances
+from maskwright.structures import Instances, KeypointSchema
 from maskwright.structures.rle import Bitmap
 
 MIN_SIDE_PX = 640
 """Smaller images are enlarged by a whole factor, so that outlines and labels can be read."""
+MIN_POINT = 0.02
+"""Keypoints whose peak is flatter than this are not drawn; labelled ones have 1 or 2."""
 
 
 def draw_instances(
@@ -19,16 +21,18 @@ def draw_instances(
     instances: Instances,
     names: Sequence[str],
     *,
+    schema: KeypointSchema | None = None,
     opacity: float = 0.4,
     colors: Sequence[tuple[int, int, int]] | None = None,
 ) -> Image.Image:
-    """Masks as tinted areas with outlines, boxes where there are no masks, and labels where they fit.
+    """Masks as tinted areas with outlines, boxes where there are no masks, skeletons, and labels where they fit.
 
     With one class every object has a color of its own; with several, every class has.
 
     Args:
         image: RGB uint8 (H, W, 3), the frame of `instances`.
         names: of the classes, by label.
+        schema: of the keypoints; without one they are not drawn.
         opacity: of the tint, in [0, 1].
         colors: RGB of each object, instead; then there are no labels.
     """
@@ -48,12 +52,15 @@ def draw_instances(
     picture = Image.fromarray(canvas.round().astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=max(12, min(picture.size) // 60))
-    boxes = (instances.boxes * zoom).tolist()
+    boxes, zoomed = (instances.boxes * zoom).tolist(), instances.boxes.new_tensor([zoom, zoom, 1])
     scores = [None] * len(labels) if instances.scores is None else instances.scores.tolist()
     taken: list[tuple[float, float, float, float]] = []
-    for box, label, score, color in zip(boxes, labels, scores, colors, strict=True):
+    joints = [None] * len(labels) if instances.keypoints is None else (instances.keypoints * zoomed).tolist()
+    for box, label, score, color, points in zip(boxes, labels, scores, colors, joints, strict=True):
         if instances.masks is None:
             draw.rectangle(box, outline=color, width=2)
+        if points is not None and schema is not None:
+            _draw_skeleton(draw, points, schema, color, width=max(2, max(picture.size) // 400))
         if not has_labels:
             continue
         text = names[label] if score is None else f"{names[label]} {score:.2f}" if len(names) > 1 else f"{score:.2f}"
@@ -84,6 +91,23 @@ def _outline(area: Bitmap) -> Bitmap:
     padded = np.pad(area, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return area & ~inside
+
+
+def _draw_skeleton(
+    draw: ImageDraw.ImageDraw,
+    points: Sequence[Sequence[float]],
+    schema: KeypointSchema,
+    color: tuple[int, int, int],
+    width: int,
+) -> None:
+    """Lines between the points that are there, and a dot for each, bright where it is likely or visible."""
+    there = [v > MIN_POINT for _, _, v in points]
+    for a, b in schema.skeleton:
+        if there[a] and there[b]:
+            draw.line([*points[a][:2], *points[b][:2]], fill=color, width=width)
+    for (x, y, _), is_there in zip(points, there, strict=True):
+        if is_there:
+            draw.ellipse([x - width, y - width, x + width, y + width], fill=(255, 255, 255), outline=color)
 
 
 def _draw_label(

@@ -99,15 +99,16 @@ def _strip(
     except ValueError as error:
         return Strip(f"cannot be shown: {error}", [])
     pixels, truth = sample.image.numpy(), sample.instances[~sample.instances.crowd]
-    names = dataset.categories.names
-    picture = draw_instances(pixels, truth, names, colors=[TRUE] * len(truth))
+    categories = dataset.categories
+    how: dict[str, Any] = {"names": categories.names, "schema": categories.keypoints}
+    picture = draw_instances(pixels, truth, **how, colors=[TRUE] * len(truth))
     tiles = [Tile(_address(picture), f"the truth: {len(truth)} objects")]
     one = dataset.subset([index])
     for row in rows:
         results = [e for e in found[row.name] if e["image_id"] == sample.id]
         instances, colors = _nearest(one, results, row.kind) if row.proposals else _judged(one, results, row)
         caption = f"{row.name}: quality {100 * row.quality[sample.id]:.0f}"
-        tiles.append(Tile(_address(draw_instances(pixels, instances, names, colors=colors)), caption))
+        tiles.append(Tile(_address(draw_instances(pixels, instances, **how, colors=colors)), caption))
     return Strip(dataset.file_name(index), tiles)
 
 
@@ -129,7 +130,7 @@ def _nearest(dataset: CocoDataset, results: Sequence[dict[str, Any]], kind: Kind
         boxes = masks.boxes()
     labels = torch.zeros(len(shown), dtype=torch.int64)
     nearest = Instances(size, boxes=boxes, labels=labels, masks=masks)
-    plain = Instances(size, boxes=missed.boxes, labels=missed.labels, masks=missed.masks if kind != "bbox" else None)
+    plain = _shown(missed, kind)
     return Instances.cat([nearest, plain]), [*[FOUND] * len(found), *[FALSE] * len(lost)]
 
 
@@ -141,7 +142,8 @@ def _judged(dataset: CocoDataset, results: Sequence[dict[str, Any]], row: Row) -
     object_of = matches.object[0, 0]
     ordered = [results[k] for k in overlaps.source]
     boxes = np.array([e["bbox"] for e in ordered if "bbox" in e]).reshape(-1, 4)
-    masks = None if kind == "bbox" else Masks.from_rles([as_rle(e["segmentation"], size) for e in ordered], size)
+    masks = Masks.from_rles([as_rle(e["segmentation"], size) for e in ordered], size) if kind in ("segm", "boundary") else None
+    points = torch.tensor([e["keypoints"] for e in ordered]).reshape(len(ordered), -1, 3) if kind == "keypoints" else None
     shown = Instances(
         image_size=size,
         boxes=torch.from_numpy(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)).float()
@@ -149,6 +151,7 @@ def _judged(dataset: CocoDataset, results: Sequence[dict[str, Any]], row: Row) -
         else masks.boxes(),  # type: ignore[union-attr]
         labels=torch.from_numpy(overlaps.label),
         masks=masks,
+        keypoints=None if points is None else points + points.new_tensor([0.5, 0.5, 0]),
     )
     colors = [FOUND if o >= 0 else FALSE for o in object_of]
     order = np.argsort(np.array(dataset.categories.ids)[dataset.columns(0).labels], kind="stable")
@@ -156,8 +159,14 @@ def _judged(dataset: CocoDataset, results: Sequence[dict[str, Any]], row: Row) -
     lost = [int(k) for k in range(len(order)) if k not in set(object_of.tolist()) and not crowd[k]]
     everything = dataset.instances(0)
     missed = everything[torch.from_numpy(order[lost])]
-    plain = Instances(image_size=size, boxes=missed.boxes, labels=missed.labels, masks=missed.masks if kind != "bbox" else None)
-    return Instances.cat([shown, plain]), [*colors, *[MISSED] * len(lost)]
+    return Instances.cat([shown, _shown(missed, kind)]), [*colors, *[MISSED] * len(lost)]
+
+
+def _shown(objects: Instances, kind: Kind) -> Instances:
+    """Objects with no more than what is judged."""
+    masks = objects.masks if kind in ("segm", "boundary") else None
+    points = objects.keypoints if kind == "keypoints" else None
+    return Instances(objects.image_size, boxes=objects.boxes, labels=objects.labels, masks=masks, keypoints=points)
 
 
 def _address(picture: Image.Image) -> str:

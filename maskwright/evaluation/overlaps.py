@@ -118,7 +118,7 @@ def measure_overlaps(
                 [as_rle(s, size) for s in there.segmentations],
                 [as_rle(results[k]["segmentation"], size) for k in source[rows]],
             ]
-        by_points = None if points is None else _similarity(there, points[rows], dataset.keypoint_schema)
+        by_points = None if points is None else _similarity(there, points[rows], dataset.categories.keypoints)
         piece = _compare(there, None if boxes is None else boxes[rows], rles, by_points, size, kinds)
         pieces.append(replace(piece, dt=piece.dt + starts[i], gt=piece.gt + count))
         objects.append(replace(there, segmentations=[]))
@@ -237,9 +237,9 @@ def _points(dataset: CocoDataset, results: Sequence[dict[str, Any]]) -> Floats:
     Raises:
         ValueError: the data set has no keypoints, or others.
     """
-    if dataset.keypoint_schema is None:
+    if dataset.categories.keypoints is None:
         raise ValueError(f"{dataset.path}: no category has keypoints to score")
-    joints = len(dataset.keypoint_schema.names)
+    joints = len(dataset.categories.keypoints.names)
     if any(len(entry["keypoints"]) != 3 * joints for entry in results):
         raise ValueError(f"some results have not {joints} keypoints of three numbers each, as those of {dataset.path} have")
     points = np.array([entry["keypoints"] for entry in results], dtype=np.float64).reshape(-1, joints, 3)
@@ -252,8 +252,8 @@ def _similarity(there: _Objects, points: Floats, schema: KeypointSchema | None) 
     boxes = there.boxes.copy()
     boxes[:, :2] += 0.5  # pycocotools compares pixel indices with corners
     boxes[:, 2:] += boxes[:, :2]
-    columns = (points, there.keypoints, boxes, there.area)
-    answer: Floats = similarity(*(torch.from_numpy(column) for column in columns), schema).numpy()
+    found, objects, where, areas = map(torch.from_numpy, (points, there.keypoints, boxes, there.area))
+    answer: Floats = similarity(found, objects, where, areas, schema).numpy()
     return answer
 
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 
 from maskwright.data.files import write_text
 from maskwright.evaluation.comparison import Comparison, Row, Table, in_words
+from maskwright.evaluation.detection import KIND_ADJECTIVES
 from maskwright.evaluation.errors import CAUSES
 from maskwright.evaluation.gallery import Group
 from maskwright.evaluation.matching import RECALLS, THRESHOLDS
@@ -20,7 +21,6 @@ from maskwright.evaluation.proposals import COUNTS
 from maskwright.evaluation.statistics import Interval
 from maskwright.evaluation.study import AVERAGES, SHOWN_IOUS
 
-KIND_TITLES = {"segm": "mask", "bbox": "box", "boundary": "boundary"}
 SIZES = ("small", "medium", "large")
 
 
@@ -76,7 +76,7 @@ def render(comparison: Comparison, groups: Sequence[Group] = ()) -> str:
 
 
 def _section(table: Table, colors: Mapping[str, str]) -> _Section:
-    kind = KIND_TITLES[table.rows[0].kind]
+    kind = KIND_ADJECTIVES[table.rows[0].kind]
     metrics = [name for name in AVERAGES if any(name in row.averages for row in table.rows)]
     some_seeds = any(row.seeds > 1 for row in table.rows)
     spread = f"; one training differs from the next by {100 * table.spread:.1f} points (standard deviation)"

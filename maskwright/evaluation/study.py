@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskwright.data.coco import CocoDataset
-from maskwright.evaluation.detection import DetectionMetrics, check_fields, check_limits, metrics_of
+from maskwright.evaluation.detection import DetectionMetrics, check_fields, check_limits, limits_of, metrics_of
 from maskwright.evaluation.errors import error_costs
 from maskwright.evaluation.matching import Matches, curves, match
 from maskwright.evaluation.overlaps import Floats, Kind, measure_overlaps
@@ -30,11 +30,14 @@ AVERAGES: Mapping[str, str] = {
     "ar_small": "AR small",
     "ar_medium": "AR medium",
     "ar_large": "AR large",
+    "mask_ap": "mask AP",
     "boundary_ap": "boundary AP",
     "box_ap": "box AP",
     "box_ar": "box AR",
 }
 """Metrics that get an interval, as people call them; of the kind that decides unless they say otherwise."""
+OTHERS: Mapping[Kind, str] = {"bbox": "box_ap", "segm": "mask_ap", "boundary": "boundary_ap"}
+"""Names there of kinds that do not decide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class Study:
         resampled: likewise, on the images of each resample, (B,).
         precision: at 101 recall points, mean over classes, by the names in SHOWN_IOUS.
         recall: at each IoU threshold, mean over classes, (10,).
-        errors: AP that each kind of error costs; none where classes are ignored.
+        errors: AP that each kind of error costs; none where classes are ignored, nor of keypoints.
         threshold: the score over which precision and recall balance best (F1 at IoU 0.50).
         quality: of each image at that threshold, in [0, 1]: sum of IoUs / (found + half of missed and false ones);
             1 where there is nothing and nothing was answered. Of proposals: the mean over objects of the highest IoU.
@@ -80,7 +83,8 @@ def study(
     """Look at detections from all sides.
 
     Args:
-        kinds: of overlap, "bbox" or "segm" or both, "boundary" with masks.
+        kinds: of overlap, "bbox" or "segm" or both, "boundary" with masks, "keypoints"; the last of "bbox", "segm" and
+            "keypoints" decides.
         max_detections: limits on the detections of an image and class; the last counts for AP.
         weights: how often each image counts in each resample, (B, images), images in the order of their ids.
     """
@@ -88,16 +92,15 @@ def study(
     check_fields(results, kinds)
     overlaps = measure_overlaps(dataset, results, kinds)
     names = () if class_agnostic else dataset.categories.names
-    kind: Kind = "segm" if "segm" in kinds else "bbox"
+    kind = decisive_kind(kinds)
     metrics: dict[Kind, DetectionMetrics] = {}
     resampled: dict[str, Floats] = {}
     for each in sorted(kinds, key=lambda k: k == kind):  # the one that decides last, as it stays
-        matches = match(overlaps, each, max_detections=limits[-1], class_agnostic=class_agnostic)
-        metrics[each] = metrics_of(matches, names, limits)
+        own = limits_of(each, limits)
+        matches = match(overlaps, each, max_detections=own[-1], class_agnostic=class_agnostic)
+        metrics[each] = metrics_of(matches, names, own)
         if each != kind:
-            resampled["boundary_ap" if each == "boundary" else "box_ap"] = _mean(
-                curves(matches, weights=weights, full=False).ap
-            )
+            resampled[OTHERS[each]] = _mean(curves(matches, weights=weights, full=False).ap)
     resampled |= _resampled(matches, weights)
     whole = curves(matches)
     assert whole.precision is not None
@@ -109,7 +112,7 @@ def study(
         resampled=resampled,
         precision={name: _mean(whole.precision[0, t].T) for name, t in SHOWN_IOUS.items()},
         recall=_mean(whole.recall[0]),
-        errors={} if class_agnostic else error_costs(matches),
+        errors={} if class_agnostic or kind == "keypoints" else error_costs(matches),
         threshold=threshold,
         quality=_quality(matches, chosen),
     )
@@ -119,11 +122,13 @@ def _values(metrics: dict[Kind, DetectionMetrics], kind: Kind) -> dict[str, floa
     m = metrics[kind]
     found = {name: getattr(m, name) for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")}
     found["ar"] = m.ar[-1]
-    found |= {name: metrics[k].ap for name, k in _OTHERS if k in metrics and k != kind}
+    found |= {OTHERS[k]: m.ap for k, m in metrics.items() if k != kind}
     return {name: value if value >= 0 else float("nan") for name, value in found.items()}
 
 
-_OTHERS: tuple[tuple[str, Kind], ...] = (("boundary_ap", "boundary"), ("box_ap", "bbox"))
+def decisive_kind(kinds: Sequence[Kind]) -> Kind:
+    """The overlap that decides: the last of boxes, masks and keypoints."""
+    return next(kind for kind in ("keypoints", "segm", "bbox") if kind in kinds)
 
 
 def _resampled(matches: Matches, weights: npt.NDArray[np.float32]) -> dict[str, Floats]:

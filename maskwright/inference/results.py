@@ -22,7 +22,7 @@ class Result:
     """Objects of one image, best score first.
 
     Args:
-        instances: boxes, labels, scores and masks, original frame.
+        instances: boxes, labels, scores, masks and keypoints, original frame.
         categories: class names and original ids.
         source: the file, or the pixels, the objects were found in.
         intensity: how the file was read, where it has more than 8 bits.
@@ -58,6 +58,11 @@ class Result:
         return self.instances.masks
 
     @property
+    def keypoints(self) -> Tensor | None:
+        """x, y and how sure, float32 (N, J, 3); None from a system that finds none."""
+        return self.instances.keypoints
+
+    @property
     def names(self) -> list[str]:
         """Class name of each object."""
         return [self.categories.names[label] for label in self.labels.tolist()]
@@ -73,7 +78,7 @@ class Result:
         return str(self.source) if isinstance(self.source, (str, Path)) else "image"
 
     def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
-        """Entries of a COCO results file: bbox, score, compressed RLE and original category ids."""
+        """Entries of a COCO results file: bbox, score, compressed RLE, keypoints and original category ids."""
         return to_coco_results(self.instances, image_id, self.categories)
 
     def to_geojson(self) -> dict[str, Any]:
@@ -98,7 +103,7 @@ class Result:
     def plot(self) -> Image.Image:
         """The image with its objects drawn on it."""
         pixels = read_image(self.source, self.intensity) if isinstance(self.source, (str, Path)) else self.source
-        return draw_instances(pixels, self.instances, self.categories.names)
+        return draw_instances(pixels, self.instances, self.categories.names, schema=self.categories.keypoints)
 
     def _outlines(self) -> Sequence[Sequence[Sequence[npt.NDArray[np.float64]]]]:
         """Per object its parts, each an outer ring and its holes; boxes where there are no masks."""
@@ -128,8 +133,7 @@ class CocoFile:
 
     def to_dict(self) -> dict[str, Any]:
         """As the file holds it."""
-        listed = [{"id": i, "name": n} for i, n in zip(self.categories.ids, self.categories.names, strict=True)]
-        return {"images": self.images, "annotations": self.annotations, "categories": listed}
+        return {"images": self.images, "annotations": self.annotations, "categories": self.categories.to_coco()}
 
 
 def _closed(ring: npt.NDArray[np.float64]) -> list[list[float]]:

@@ -1,5 +1,6 @@
 """What a model finds in a whole data set, in the form that is scored."""
 
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -52,7 +53,7 @@ def match_categories(model: Categories, data: Categories, where: str, console: C
             console.print(f"not scored, as {where} has no such class: {', '.join(unscored)}", highlight=False)
         if unknown:
             console.print(f"unknown to the model: {', '.join(unknown)}", highlight=False)
-        return Categories(model.names, tuple(ids.get(name, -1) for name in model.names))
+        return replace(model, ids=tuple(ids.get(name, -1) for name in model.names))
     nameless = all(name.isdigit() for name in data.names) or all(name.isdigit() for name in model.names)
     if nameless and set(model.ids) == set(data.ids):
         return model
@@ -60,6 +61,20 @@ def match_categories(model: Categories, data: Categories, where: str, console: C
         f"{where}: its classes ({', '.join(data.names)}) have no names in common with the model's "
         f"({', '.join(model.names)}): evaluate on data of the same classes"
     )
+
+
+def has_keypoints(model: Categories, dataset: CocoDataset) -> bool:
+    """Whether keypoints can be scored.
+
+    Raises:
+        ValueError: model and data have keypoints, but not the same ones.
+    """
+    known, wanted = model.keypoints, dataset.categories.keypoints
+    if known is not None and wanted is not None and known.names != wanted.names:
+        raise ValueError(
+            f"{dataset.path}: its keypoints ({', '.join(wanted.names)}) are not those of the model ({known.names})"
+        )
+    return known is not None and wanted is not None
 
 
 def has_masks(dataset: CocoDataset) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from maskwright.data.coco import Categories
 from maskwright.data.files import atomic_write, write_json
 from maskwright.recipes.recipe import complaints
-from maskwright.structures import InputSpec
+from maskwright.structures import InputSpec, KeypointSchema
 from maskwright.systems import SYSTEMS, Builder, System, Task, find_builder
 from maskwright.systems.propose_then_detect import ProposeThenDetect
 
@@ -60,13 +60,14 @@ class ModelCard:
             if data["format"] != FORMAT:
                 raise ValueError(f"{source}: format {data['format']}, expected {FORMAT}: update maskwright to open it")
             names, ids = tuple(map(str, data["categories"]["names"])), tuple(map(int, data["categories"]["ids"]))
+            schema = data["categories"].get("keypoints")
             arguments = dict(data["arguments"])
             if not len(names) == len(ids) == arguments["num_classes"]:
                 raise KeyError("categories")
             return cls(
                 system=str(data["system"]),
                 arguments=arguments,
-                categories=Categories(names, ids),
+                categories=Categories(names, ids, None if schema is None else KeypointSchema.from_dict(schema)),
                 input=InputSpec.from_dict(data["input"]),
                 proposer=None
                 if data.get("proposer") is None

@@ -25,7 +25,7 @@ class Instances:
         labels: class indices 0 … K-1, int64 (N,).
         scores: in [0, 1], float32 (N,); detections and proposals.
         masks: N masks of the same frame.
-        keypoints: x, y, v, float32 (N, J, 3).
+        keypoints: x, y, v, float32 (N, J, 3); v of detections says how sure they are, in [0, 1].
         is_crowd: bool (N,), regions to be ignored; None where there are none.
     """
 
@@ -114,6 +114,10 @@ class Instances:
     def with_masks(self, masks: Masks) -> Instances:
         """The same objects with masks of the same frame."""
         return replace(self, masks=masks)
+
+    def with_keypoints(self, keypoints: Tensor) -> Instances:
+        """The same objects with keypoints of the same frame."""
+        return replace(self, keypoints=keypoints)
 
     def resize(self, size: tuple[int, int]) -> Instances:
         """The objects of the image resized to `size` (height, width)."""

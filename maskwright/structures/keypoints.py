@@ -1,6 +1,8 @@
 """Keypoints: (N, J, 3) float32 rows of x, y (px, pixel corners) and v: 0 not labelled, 1 labelled but hidden, 2 visible."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,17 +28,22 @@ class KeypointSchema:
     flip_pairs: tuple[tuple[int, int], ...] = ()
     sigmas: tuple[float, ...] = ()
     skeleton: tuple[tuple[int, int], ...] = ()
-    _order: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.sigmas:
             object.__setattr__(self, "sigmas", (USUAL_SIGMA,) * len(self.names))
         if len(self.sigmas) != len(self.names):
             raise ValueError(f"got {len(self.sigmas)} sigmas for {len(self.names)} keypoints: give one for each, or none")
-        order = list(range(len(self.names)))
-        for a, b in self.flip_pairs:
-            order[a], order[b] = b, a
-        object.__setattr__(self, "_order", tuple(order))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "KeypointSchema":
+        """What `dataclasses.asdict` gave, perhaps by way of JSON."""
+        return cls(
+            names=tuple(map(str, data["names"])),
+            flip_pairs=tuple((int(a), int(b)) for a, b in data["flip_pairs"]),
+            sigmas=tuple(map(float, data["sigmas"])),
+            skeleton=tuple((int(a), int(b)) for a, b in data["skeleton"]),
+        )
 
     @classmethod
     def from_names(cls, names: list[str], skeleton: list[tuple[int, int]]) -> "KeypointSchema":
@@ -54,7 +61,10 @@ class KeypointSchema:
     @property
     def flip_order(self) -> tuple[int, ...]:
         """For each keypoint, which one stands in its place in the mirrored image."""
-        return self._order
+        order = list(range(len(self.names)))
+        for a, b in self.flip_pairs:
+            order[a], order[b] = b, a
+        return tuple(order)
 
 
 COCO_PERSON: KeypointSchema = KeypointSchema(

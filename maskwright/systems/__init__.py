@@ -17,6 +17,12 @@ from maskwright.systems.embedmask_fused import embedmask_fused_small, embedmask_
 from maskwright.systems.fast_rcnn import fast_rcnn_r50_fpn, fast_rcnn_small, fast_rcnn_vgg16
 from maskwright.systems.fcis import fcis_r101, fcis_small
 from maskwright.systems.fcos import fcos_r50, fcos_small
+from maskwright.systems.keypoint_rcnn import (
+    keypoint_rcnn_r50_fpn,
+    keypoint_rcnn_small,
+    mask_keypoint_rcnn_r50_fpn,
+    mask_keypoint_rcnn_small,
+)
 from maskwright.systems.mask_rcnn import (
     faster_rcnn_r50_fpn,
     faster_rcnn_small,
@@ -65,6 +71,10 @@ SYSTEMS: dict[str, Builder] = {
     "fcos-r50": fcos_r50,
     "fcos-r50-torchvision": fcos_r50_torchvision,
     "fcos-small": fcos_small,
+    "keypoint-rcnn-r50-fpn": keypoint_rcnn_r50_fpn,
+    "keypoint-rcnn-small": keypoint_rcnn_small,
+    "mask-keypoint-rcnn-r50-fpn": mask_keypoint_rcnn_r50_fpn,
+    "mask-keypoint-rcnn-small": mask_keypoint_rcnn_small,
     "mask-rcnn-r50-fpn": mask_rcnn_r50_fpn,
     "mask-rcnn-r50-fpn-torchvision": mask_rcnn_r50_fpn_torchvision,
     "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,

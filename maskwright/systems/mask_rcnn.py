@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.layers.assignment import BalancedSampler, IouMatcher
-from maskwright.layers.backbones import Backbone
+from maskwright.layers.backbones import Backbone, Norm
 from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.grids import PyramidAnchors
@@ -69,6 +69,14 @@ class InstanceHead(Protocol):
 
 # The network, learning and inference of the whole
 
+TASKS = {
+    (False, False): Task.BOXES,
+    (True, False): Task.INSTANCES,
+    (False, True): Task.KEYPOINTS,
+    (True, True): Task.MASKS_AND_KEYPOINTS,
+}
+"""By whether there are masks, and keypoints."""
+
 
 class FasterRCNN(nn.Module):
     """Faster R-CNN; with a mask head among its instance heads, Mask R-CNN.
@@ -103,7 +111,7 @@ class FasterRCNN(nn.Module):
     ) -> None:
         super().__init__()
         self.input = input
-        self.task = Task.INSTANCES if "mask" in instance_heads else Task.BOXES
+        self.task = TASKS["mask" in instance_heads, "keypoint" in instance_heads]
         self.backbone = backbone
         self.fpn = fpn
         self.rpn = rpn
@@ -400,8 +408,31 @@ PIXELS_800 = ResizeRule(short_px=800, long_px=1333)  # Mask R-CNN, sec. 3.1
 ANCHORS_FPN = {4: (32,), 8: (64,), 16: (128,), 32: (256,), 64: (512,)}  # FPN, sec. 4.1
 
 
+def pyramid_parts(
+    backbone: str, *, num_classes: int, norm: Norm, score_threshold: float, box_beta: float = 0.0
+) -> dict[str, Any]:
+    """The parts of a published size that all heads share: detectron2's R50-FPN and its deeper kin."""
+    strides = (4, 8, 16, 32)
+    body = Backbone(backbone, strides=strides, norm=norm)
+    return {
+        "input": InputSpec(resize=PIXELS_800),
+        "backbone": body,
+        "fpn": FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1)),
+        "rpn": RegionProposalNetwork(256, anchors=PyramidAnchors(ANCHORS_FPN)),
+        "roi_sampler": RoiSampler(num_classes=num_classes, per_image=512),
+        "box_head": BoxHead(
+            256,
+            hidden=1024,
+            num_classes=num_classes,
+            pool=RoiAlign(7, strides=strides),
+            box_beta=box_beta,
+            score_threshold=score_threshold,
+        ),
+    }
+
+
 def _pyramid_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
-    """Builder of a published size: detectron2's R50-FPN and its deeper kin."""
+    """Builder of a published size."""
 
     def build(
         *,
@@ -411,23 +442,11 @@ def _pyramid_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[.
         num_proposals: int = 1000,
         score_threshold: float = 0.05,
     ) -> FasterRCNN:
-        strides = (4, 8, 16, 32)
-        body = Backbone(backbone, strides=strides, norm=norm)
-        mask = {"mask": MaskHead(256, num_classes=num_classes, pool=RoiAlign(14, strides=strides))}
+        parts = pyramid_parts(backbone, num_classes=num_classes, norm=norm, score_threshold=score_threshold)
+        pool = RoiAlign(14, strides=parts["box_head"].pool.strides)
         return FasterRCNN(
-            input=InputSpec(resize=PIXELS_800),
-            backbone=body,
-            fpn=FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1)),
-            rpn=RegionProposalNetwork(256, anchors=PyramidAnchors(ANCHORS_FPN)),
-            roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
-            box_head=BoxHead(
-                256,
-                hidden=1024,
-                num_classes=num_classes,
-                pool=RoiAlign(7, strides=strides),
-                score_threshold=score_threshold,
-            ),
-            instance_heads=mask if has_masks else {},
+            **parts,
+            instance_heads={"mask": MaskHead(256, num_classes=num_classes, pool=pool)} if has_masks else {},
             num_proposals=num_proposals,
             num_training_proposals=1000,
             num_training_candidates=2000,
@@ -458,8 +477,29 @@ mask_rcnn_x101_fpn = _pyramid_rcnn(
 )
 
 
+def small_parts(*, num_classes: int, score_threshold: float, short_px: int, long_px: int) -> dict[str, Any]:
+    """Likewise for a CPU, trained from scratch: a ResNet-18 cut after its third stage, P2 to P4 for the heads."""
+    strides = (4, 8, 16)
+    body = Backbone("resnet18", strides=strides, norm="group")
+    anchors = PyramidAnchors({4: (24,), 8: (48,), 16: (96,), 32: (192,), 64: (384,)})
+    return {
+        "input": InputSpec(resize=ResizeRule(short_px, long_px)),
+        "backbone": body,
+        "fpn": FeaturePyramid(body.channels, channels=128, coarser=SubsampledLevels(2)),
+        "rpn": RegionProposalNetwork(128, anchors=anchors),
+        "roi_sampler": RoiSampler(num_classes=num_classes, per_image=128),
+        "box_head": BoxHead(
+            128,
+            hidden=128,
+            num_classes=num_classes,
+            pool=RoiAlign(7, strides=strides, sampling_ratio=2),
+            score_threshold=score_threshold,
+        ),
+    }
+
+
 def _small_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
-    """Under 5 M parameters, trained from scratch on a CPU: a ResNet-18 cut after its third stage, P2 to P4 for the heads."""
+    """Builder of a small size, under 5 M parameters."""
 
     def build(
         *,
@@ -470,24 +510,11 @@ def _small_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
         short_px: int = 512,
         long_px: int = 1024,
     ) -> FasterRCNN:
-        strides = (4, 8, 16)
-        body = Backbone("resnet18", strides=strides, norm="group")
-        anchors = PyramidAnchors({4: (24,), 8: (48,), 16: (96,), 32: (192,), 64: (384,)})
-        mask = {"mask": MaskHead(128, num_classes=num_classes, pool=RoiAlign(14, strides=strides, sampling_ratio=2))}
+        parts = small_parts(num_classes=num_classes, score_threshold=score_threshold, short_px=short_px, long_px=long_px)
+        pool = RoiAlign(14, strides=parts["box_head"].pool.strides, sampling_ratio=2)
         return FasterRCNN(
-            input=InputSpec(resize=ResizeRule(short_px, long_px)),
-            backbone=body,
-            fpn=FeaturePyramid(body.channels, channels=128, coarser=SubsampledLevels(2)),
-            rpn=RegionProposalNetwork(128, anchors=anchors),
-            roi_sampler=RoiSampler(num_classes=num_classes, per_image=128),
-            box_head=BoxHead(
-                128,
-                hidden=128,
-                num_classes=num_classes,
-                pool=RoiAlign(7, strides=strides, sampling_ratio=2),
-                score_threshold=score_threshold,
-            ),
-            instance_heads=mask if has_masks else {},
+            **parts,
+            instance_heads={"mask": MaskHead(128, num_classes=num_classes, pool=pool)} if has_masks else {},
             num_proposals=num_proposals,
             num_training_proposals=500,
             num_training_candidates=1000,

@@ -17,6 +17,17 @@ class Task(StrEnum):
     BOXES = "boxes"
     PROPOSALS = "proposals"
     KEYPOINTS = "keypoints"
+    MASKS_AND_KEYPOINTS = "masks and keypoints"
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether masks are answered, and learnt from."""
+        return self in (Task.INSTANCES, Task.PROPOSALS, Task.MASKS_AND_KEYPOINTS)
+
+    @property
+    def has_keypoints(self) -> bool:
+        """Whether keypoints are."""
+        return self in (Task.KEYPOINTS, Task.MASKS_AND_KEYPOINTS)
 
 
 class Loss(NamedTuple):

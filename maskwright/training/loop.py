@@ -27,7 +27,7 @@ from maskwright.data.coco import Categories
 from maskwright.data.files import read_json, write_json, write_text
 from maskwright.data.loader import Batch, Share, TrainingSource, evaluation_batches, training_batches
 from maskwright.evaluation import DetectionMetrics, default_limits, detect, evaluate_detections
-from maskwright.evaluation.detection import percent, proposal_limits
+from maskwright.evaluation.detection import KIND_ADJECTIVES, percent, proposal_limits
 from maskwright.evaluation.overlaps import Kind
 from maskwright.layers.backbones import Backbone, ImageNetPart
 from maskwright.layers.norms import has_frozen_norms
@@ -61,6 +61,8 @@ KINDS: dict[Task, list[Kind]] = {
     Task.INSTANCES: ["bbox", "segm"],
     Task.BOXES: ["bbox"],
     Task.PROPOSALS: ["bbox", "segm"],
+    Task.KEYPOINTS: ["bbox", "keypoints"],
+    Task.MASKS_AND_KEYPOINTS: ["bbox", "segm", "keypoints"],
 }
 """What a task is scored on; the last decides which model is best."""
 PROPOSAL = Categories(("object",), (1,))  # the one class of systems that do not tell classes apart
@@ -372,7 +374,7 @@ def _report(run: _Run, stage: Stage, optimizer: torch.optim.Optimizer, *, epoch:
 
 
 def _in_words(m: DetectionMetrics, task: Task) -> str:
-    what = "mask" if m.kind == "segm" else "box"
+    what = KIND_ADJECTIVES[m.kind]
     if task == Task.PROPOSALS:
         return f"{what} " + " ".join(f"AR@{n} {percent(ar)}" for n, ar in zip(m.max_detections, m.ar, strict=True))
     return f"{what} AP {percent(m.ap)} AP50 {percent(m.ap50)}"
@@ -472,7 +474,7 @@ def _open_run(
         set_trainable(system, stage)  # complains of parts that do not exist
         if stage.patches is not None:
             training_source(stage, system, train_set, recipe.seed, None)  # complains where there is nothing to cut out
-    if system.task != Task.BOXES and not (train_set.has_masks and val_set.has_masks):
+    if system.task.has_masks and not (train_set.has_masks and val_set.has_masks):
         raise ValueError(
             f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"
         )
@@ -512,6 +514,10 @@ def _open_run(
 def _new_system(recipe: Recipe, train_set: CocoDataset, console: Console) -> tuple[System, ModelCard]:
     """The network with its first weights, and what it takes to build it again."""
     arguments = all_arguments(recipe.system, {"num_classes": len(train_set.categories), **recipe.arguments})
+    if "num_keypoints" in arguments:
+        if train_set.categories.keypoints is None:
+            raise ValueError(f"{train_set.path}: none of its categories has keypoints, which {recipe.system} needs")
+        arguments["num_keypoints"] = len(train_set.categories.keypoints.names)
     if recipe.octaves_from_data and "octaves" not in recipe.arguments:
         arguments["octaves"] = octaves_of_data(recipe, arguments, train_set, lambda text: console.print(text, highlight=False))
     with torch.random.fork_rng():

@@ -26,7 +26,7 @@ def training_source(
                 f"{options.min_side_px:g} px on both sides: lower patches.min_area_px and patches.min_side_px"
             )
         return source
-    transform = augmentation(stage.augment, system.input, dataset.keypoint_schema)
+    transform = augmentation(stage.augment, system.input, dataset.categories.keypoints)
     return TrainingImages(
         dataset, spec=system.input, transform=transform, batch_size=stage.batch_size, seed=seed, proposals=proposals
     )

@@ -62,7 +62,14 @@ def objects(size, n, seed=0, crowd=False):
     flags = torch.zeros(n, dtype=torch.bool)
     if crowd:
         flags[0] = True
-    return Instances(size, boxes=masks.boxes(), labels=torch.arange(n) % 3, masks=masks, is_crowd=flags)
+    return with_points(Instances(size, boxes=masks.boxes(), labels=torch.arange(n) % 3, masks=masks, is_crowd=flags))
+
+
+def with_points(instances):
+    """Keypoints all over the boxes."""
+    share = torch.rand(len(instances), 17, 2, generator=torch.Generator().manual_seed(0))
+    corner, extent = instances.boxes[:, None, :2], (instances.boxes[:, 2:] - instances.boxes[:, :2])[:, None]
+    return instances.with_keypoints(torch.cat([corner + share * extent, torch.full((len(instances), 17, 1), 2.0)], dim=2))
 
 
 def squares(size, sides):
@@ -72,7 +79,7 @@ def squares(size, sides):
         y, x = (size[0] - side) // 3, 2 * (size[1] - side) // 3
         row[y : y + side, x : x + side] = True
     masks = Masks.from_dense(dense)
-    return Instances(size, boxes=masks.boxes(), labels=torch.arange(len(sides)) % 3, masks=masks)
+    return with_points(Instances(size, boxes=masks.boxes(), labels=torch.arange(len(sides)) % 3, masks=masks))
 
 
 def total(losses):
@@ -128,7 +135,7 @@ def test_loss_is_finite_and_reaches_every_parameter(name):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_images_without_objects_train(name, precision):
     system = build(name)
-    nothing = [Instances.empty((64, 64), has_masks=True)] * 2
+    nothing = [with_points(Instances.empty((64, 64), has_masks=True))] * 2
     with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
         losses = loss_of(name, system, batch_of(system, [(64, 64)] * 2), nothing)
     total(losses).backward()
@@ -158,7 +165,11 @@ def test_predictions_are_sorted_and_inside_the_true_image(name):
         assert scores == sorted(scores, reverse=True)
         assert (instances.boxes >= 0).all()
         assert (instances.boxes <= torch.tensor([width, height, width, height])).all()
-        if system.task in (Task.INSTANCES, Task.PROPOSALS):
+        if system.task.has_keypoints:
+            x, y, sure = instances.keypoints.unbind(-1)
+            assert len(x) == len(instances)
+            assert ((x >= 0) & (x <= width) & (y >= 0) & (y <= height) & (sure > 0) & (sure <= 1)).all()
+        if system.task.has_masks:
             assert instances.masks.image_size == (height, width)
             assert len(instances.masks) == len(instances)
 

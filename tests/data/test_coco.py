@@ -97,7 +97,7 @@ def test_keypoints_are_carried_half_a_pixel_on(write_annotations):
     points = dataset.instances(0).keypoints
     assert points[0, 0].tolist() == [3.5, 4.5, 2]
     assert points[0, 1].tolist() == [0, 0, 0]
-    assert dataset.keypoint_schema is COCO_PERSON
+    assert dataset.categories.keypoints is COCO_PERSON
     assert dataset.to_coco()["annotations"][0]["keypoints"][:6] == [3, 4, 2, 0, 0, 0]
 
 
