@@ -14,7 +14,7 @@ from maskwright.data.coco import CocoDataset
 from maskwright.evaluation.comparison import Row, Table
 from maskwright.evaluation.drawing import draw_instances
 from maskwright.evaluation.matching import THRESHOLDS, match
-from maskwright.evaluation.overlaps import Kind, as_rle, measure_overlaps
+from maskwright.evaluation.overlaps import Kind, as_rle, measure_overlaps, result_points
 from maskwright.evaluation.proposals import best_overlaps
 from maskwright.structures import Instances, Intensity, Masks
 
@@ -141,18 +141,16 @@ def _judged(dataset: CocoDataset, results: Sequence[dict[str, Any]], row: Row) -
     matches = match(overlaps, kind, max_detections=max(1, len(results)), class_agnostic=not row.per_class)
     object_of = matches.object[0, 0]
     ordered = [results[k] for k in overlaps.source]
-    boxes = np.array([e["bbox"] for e in ordered if "bbox" in e]).reshape(-1, 4)
-    masks = Masks.from_rles([as_rle(e["segmentation"], size) for e in ordered], size) if kind in ("segm", "boundary") else None
-    points = torch.tensor([e["keypoints"] for e in ordered]).reshape(len(ordered), -1, 3) if kind == "keypoints" else None
-    shown = Instances(
-        image_size=size,
-        boxes=torch.from_numpy(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)).float()
-        if len(boxes) == len(ordered)
-        else masks.boxes(),  # type: ignore[union-attr]
-        labels=torch.from_numpy(overlaps.label),
-        masks=masks,
-        keypoints=None if points is None else points + points.new_tensor([0.5, 0.5, 0]),
-    )
+    boxes = torch.tensor([e["bbox"] for e in ordered if "bbox" in e], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    masks = points = None
+    if kind == "keypoints":
+        points = torch.from_numpy(result_points(dataset, ordered)).float()
+    elif kind != "bbox":
+        masks = Masks.from_rles([as_rle(e["segmentation"], size) for e in ordered], size)
+    if len(boxes) < len(ordered):  # the file has none
+        boxes = torch.cat([points[..., :2].amin(1), points[..., :2].amax(1)], dim=1) if masks is None else masks.boxes()  # type: ignore[index]
+    shown = Instances(size, boxes=boxes, labels=torch.from_numpy(overlaps.label), masks=masks, keypoints=points)
     colors = [FOUND if o >= 0 else FALSE for o in object_of]
     order = np.argsort(np.array(dataset.categories.ids)[dataset.columns(0).labels], kind="stable")
     crowd = dataset.columns(0).is_crowd[order]

@@ -104,7 +104,7 @@ def measure_overlaps(
     source = np.lexsort((category[label], -score, image))
     image, label, score = image[source], label[source], score[source]
     boxes = np.array([entry["bbox"] for entry in results], dtype=np.float64).reshape(-1, 4)[source] if "bbox" in kinds else None
-    points = _points(dataset, results)[source] if "keypoints" in kinds else None
+    points = result_points(dataset, results)[source] if "keypoints" in kinds else None
     starts = np.searchsorted(image, np.arange(len(place) + 1))
     objects: list[_Objects] = []
     pieces: list[_Piece] = []
@@ -231,7 +231,7 @@ def as_rle(segmentation: Any, size: tuple[int, int]) -> Any:
 # Keypoints
 
 
-def _points(dataset: CocoDataset, results: Sequence[dict[str, Any]]) -> Floats:
+def result_points(dataset: CocoDataset, results: Sequence[dict[str, Any]]) -> Floats:
     """Keypoints of results (D, J, 3), as the data set holds them: pixel corners.
 
     Raises:

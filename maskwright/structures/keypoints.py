@@ -170,5 +170,5 @@ def from_heatmaps(logits: Tensor, boxes: Tensor) -> Tensor:
         peak, place = enlarged.max(dim=1)
         cell = torch.stack([place % width, place // width], dim=1) + 0.5
         points[i, :, :2] = boxes[i, :2] + cell * (extents[i] / cell.new_tensor([width, height]))
-        points[i, :, 2] = 1 / (logits[i].flatten(1) - peak[:, None]).exp().sum(dim=1)
+        points[i, :, 2] = (1 / (logits[i].flatten(1) - peak[:, None]).exp().sum(dim=1)).clamp(max=1)  # curves overshoot
     return points
