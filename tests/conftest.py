@@ -86,6 +86,30 @@ def coco_folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")
+
+
+def add_corners(root: Path) -> None:
+    """Make the corners of all objects keypoints, one of them hidden; discs of the first image of a split have none."""
+    for path in (root / "annotations").glob("*.json"):
+        data = json.loads(path.read_text())
+        for category in data["categories"]:
+            category |= {"keypoints": CORNERS, "skeleton": [[1, 2], [2, 3], [3, 4], [4, 1]]}
+        for entry in data["annotations"]:
+            x, y, w, h = (int(v) for v in entry["bbox"])
+            points = [(x, y, 2), (x + w - 1, y, 2), (x + w - 1, y + h - 1, 1), (x, y + h - 1, 2)]
+            is_bare = entry["category_id"] == 3 and entry["image_id"] == data["images"][0]["id"]
+            entry["keypoints"] = [0] * 12 if is_bare else [v for point in points for v in point]
+        path.write_text(json.dumps(data))
+
+
+@pytest.fixture
+def corners_folder(coco_folder: Path) -> Path:
+    """The same with keypoints."""
+    add_corners(coco_folder)
+    return coco_folder
+
+
 @pytest.fixture
 def write_annotations(tmp_path: Path) -> Callable[[Any], Path]:
     """Write annotations, or any text, to a file."""

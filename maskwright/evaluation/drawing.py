@@ -100,14 +100,16 @@ def _draw_skeleton(
     color: tuple[int, int, int],
     width: int,
 ) -> None:
-    """Lines between the points that are there, and a dot for each, bright where it is likely or visible."""
+    """Light lines with dark edges between the points that are there, and a dot for each."""
     there = [v > MIN_POINT for _, _, v in points]
-    for a, b in schema.skeleton:
-        if there[a] and there[b]:
-            draw.line([*points[a][:2], *points[b][:2]], fill=color, width=width)
+    lines = [(*points[a][:2], *points[b][:2]) for a, b in schema.skeleton if there[a] and there[b]]
+    light = tuple(255 - (255 - part) // 3 for part in color)
+    for shade, more in (((0, 0, 0), 2), (light, 0)):
+        for line in lines:
+            draw.line(line, fill=shade, width=width + more)
     for (x, y, _), is_there in zip(points, there, strict=True):
         if is_there:
-            draw.ellipse([x - width, y - width, x + width, y + width], fill=(255, 255, 255), outline=color)
+            draw.ellipse([x - width, y - width, x + width, y + width], fill=(255, 255, 255), outline=(0, 0, 0))
 
 
 def _draw_label(

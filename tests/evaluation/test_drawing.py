@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from maskwright.evaluation import contact_sheet, draw_instances
-from maskwright.structures import Instances, Masks
+from maskwright.structures import Instances, KeypointSchema, Masks
 
 
 def some():
@@ -59,3 +59,16 @@ def test_colors_can_be_given_and_labels_then_stay_away():
     assert picture[200, 200].tolist() == [5, 100, 15]
     assert picture[100, 200].tolist() == [10, 200, 30]
     assert not picture[:100].any()
+
+
+def test_skeletons_join_the_points_that_are_there():
+    image = np.zeros((700, 700, 3), dtype=np.uint8)
+    points = torch.tensor([[[100.0, 100, 0.9], [600, 100, 1], [600, 600, 0.001]]])
+    found = Instances((700, 700), boxes=torch.tensor([[50.0, 50, 650, 650]]), labels=torch.tensor([0]), keypoints=points)
+    schema = KeypointSchema(names=("a", "b", "c"), skeleton=((0, 1), (1, 2)))
+    bare = np.asarray(draw_instances(image, found, ["x"], colors=[(200, 30, 30)]))
+    picture = np.asarray(draw_instances(image, found, ["x"], colors=[(200, 30, 30)], schema=schema))
+    changed = (picture != bare).any(axis=2)
+    assert changed[100, 150:550].all()  # from a to b
+    assert not changed[150:550, 600].any()  # nobody is sure of c
+    assert (picture[100, 100] == 255).all()

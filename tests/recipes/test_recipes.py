@@ -12,7 +12,7 @@ from maskwright.runs.checkpoints import build_system
 from maskwright.structures import Intensity
 from maskwright.systems import SYSTEMS
 from maskwright.training import train
-from tests.conftest import Path, make_coco, needs_proposals, tiny_recipe, truth_as_proposals
+from tests.conftest import Path, add_corners, make_coco, needs_proposals, tiny_recipe, truth_as_proposals
 
 
 def test_every_system_has_a_recipe_and_the_other_way_round():
@@ -122,6 +122,8 @@ LARGE = [name for name in RECIPES if not name.endswith("-small")]
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("-small")])
 def test_small_recipes_run_two_steps(name, coco_folder, tmp_path, console):
+    if "keypoint" in name:
+        add_corners(coco_folder)
     recipe = tiny_recipe(coco_folder, "epochs=2", "batch_size=4", "evaluate_every=9", system=name)
     metrics = train(recipe, tmp_path / "run", device="cpu", console=console)
     assert -1 <= metrics.ap <= 1
@@ -135,6 +137,8 @@ USUAL = ("mask-rcnn-r50-fpn", "embedmask-r50")
 def test_large_recipes_run_two_steps_from_backbone_weights(name, tmp_path, console):
     make_coco(tmp_path / "data", images=2, split="train")
     make_coco(tmp_path / "data", images=1, split="val")
+    if "keypoint" in name:
+        add_corners(tmp_path / "data")
     networks = {"r50": "resnet50", "r101": "resnet101", "x101": "resnext101_32x8d", "vgg": "vgg11", "vgg16": "vgg16"}
     network = next(networks[part] for part in name.split("-") if part in networks)
     torch.manual_seed(0)

@@ -17,26 +17,7 @@ from maskwright.systems import SYSTEMS, Task
 from maskwright.systems.keypoint_rcnn import KeypointHead
 from maskwright.systems.mask_rcnn import SampledRois
 from maskwright.training import train
-from tests.conftest import make_coco, tiny_recipe
-
-CORNERS = ["left_top", "right_top", "right_bottom", "left_bottom"]
-
-
-@pytest.fixture
-def corners_folder(tmp_path):
-    """Rectangles and discs whose four corners are keypoints, one of them hidden; discs of the first image have none."""
-    for split, seed in (("train", 1), ("val", 2)):
-        data = make_coco(tmp_path / "data", split=split, seed=seed)
-        for category in data["categories"]:
-            category |= {"keypoints": CORNERS, "skeleton": [[1, 2], [2, 3], [3, 4], [4, 1]]}
-        for entry in data["annotations"]:
-            x, y, w, h = (int(v) for v in entry["bbox"])
-            points = [(x, y, 2), (x + w - 1, y, 2), (x + w - 1, y + h - 1, 1), (x, y + h - 1, 2)]
-            is_bare = entry["category_id"] == 3 and entry["image_id"] == data["images"][0]["id"]
-            entry["keypoints"] = [0] * 12 if is_bare else [v for point in points for v in point]
-            entry["num_keypoints"] = 0 if is_bare else 4
-        (tmp_path / "data" / "annotations" / f"{split}.json").write_text(json.dumps(data))
-    return tmp_path / "data"
+from tests.conftest import tiny_recipe
 
 
 def head(channels=256, **options):
