@@ -138,7 +138,7 @@ class WeightsOrigin:
     norm_eps: float
     pixels: dict[str, Any]
 
-    def backbone(self, name: str, *, strides: Sequence[int], norm: Literal["frozen", "group"]) -> Backbone:
+    def backbone(self, name: str, *, strides: Sequence[int], norm: Norm) -> Backbone:
         """The network these weights fit."""
         return Backbone(name, strides=strides, norm=norm, norm_eps=self.norm_eps, stride_in_1x1=self.stride_in_1x1)
 
@@ -147,18 +147,23 @@ class WeightsOrigin:
         return InputSpec(resize=resize, **self.pixels)
 
 
-def _caffe(mean: tuple[float, float, float]) -> dict[str, Any]:
-    return {"channel_order": "bgr", "value_range": 255, "mean": mean, "std": (1.0, 1.0, 1.0)}
+def _caffe(mean: tuple[float, float, float], std: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> dict[str, Any]:
+    return {"channel_order": "bgr", "value_range": 255, "mean": mean, "std": std}
+
+
+MEAN = (103.53, 116.28, 123.675)  # detectron2
 
 
 ORIGINS = {
     "timm": WeightsOrigin(stride_in_1x1=False, norm_eps=1e-5, pixels={}),
     "caffe": WeightsOrigin(stride_in_1x1=True, norm_eps=0.0, pixels=_caffe((102.9801, 115.9465, 122.7717))),
-    "detectron2": WeightsOrigin(stride_in_1x1=True, norm_eps=1e-5, pixels=_caffe((103.53, 116.28, 123.675))),
+    "detectron2": WeightsOrigin(stride_in_1x1=True, norm_eps=1e-5, pixels=_caffe(MEAN)),
+    "detectron2-x101": WeightsOrigin(stride_in_1x1=False, norm_eps=1e-5, pixels=_caffe(MEAN, (57.375, 57.12, 58.395))),
 }
-"""timm and torchvision; maskrcnn-benchmark, FCOS and EmbedMask (which add nothing to a frozen norm's variance); detectron2."""
+"""timm and torchvision; maskrcnn-benchmark, FCOS and EmbedMask (which add nothing to a frozen norm's variance); detectron2, and
+its ResNeXt."""
 
-Origin = Literal["timm", "caffe", "detectron2"]
+Origin = Literal["timm", "caffe", "detectron2", "detectron2-x101"]
 
 
 def _norm_option(norm: Norm, eps: float) -> dict[str, Any]:

@@ -8,19 +8,20 @@ from typing import Any
 from maskwright.data.coco import Categories
 from maskwright.data.files import write_json
 from maskwright.runs.checkpoints import NORM_EPS, ModelCard, all_arguments, build_system, load_strictly, save_model
-from maskwright.weights import deepmask, embedmask, mnc, torchvision
+from maskwright.weights import deepmask, detectron2, embedmask, mnc, torchvision
 from maskwright.weights.conversion import Converted, Source
 from maskwright.weights.files import read_state_dict
 
 _EMBEDMASK = [f"embedmask-{depth}{version}" for depth in ("r50", "r101") for version in ("", "-arxiv", "-scalar", "-fused")]
-IMPORTABLE = {  # what is asked for → the builder with the parts these weights were trained with
-    "deepmask-r50": "deepmask-r50",
-    "faster-rcnn-r50-fpn": "faster-rcnn-r50-fpn-torchvision",
-    "fcos-r50": "fcos-r50-torchvision",
-    "mask-rcnn-r50-fpn": "mask-rcnn-r50-fpn-torchvision",
-    "mnc-vgg16": "mnc-vgg16-released",
-    "sharpmask-r50": "sharpmask-r50",
-    **{name: name for name in _EMBEDMASK},
+_DETECTRON2 = ["keypoint-rcnn-r50-fpn", "mask-keypoint-rcnn-r50-fpn", "mask-rcnn-r101-fpn", "mask-rcnn-x101-fpn"]
+IMPORTABLE: dict[str, tuple[str, ...]] = {  # what is asked for → builders with the parts such weights were trained with
+    "deepmask-r50": ("deepmask-r50",),
+    "faster-rcnn-r50-fpn": ("faster-rcnn-r50-fpn-torchvision", "faster-rcnn-r50-fpn"),
+    "fcos-r50": ("fcos-r50-torchvision",),
+    "mask-rcnn-r50-fpn": ("mask-rcnn-r50-fpn-torchvision", "mask-rcnn-r50-fpn"),
+    "mnc-vgg16": ("mnc-vgg16-released",),
+    "sharpmask-r50": ("sharpmask-r50",),
+    **{name: (name,) for name in (*_EMBEDMASK, *_DETECTRON2)},
 }
 
 _FINE_TUNED = "weights fine-tuned from those torchvision publishes were trained with eps 0: import those with --norm-eps 0"
@@ -38,14 +39,15 @@ def import_weights(
 ) -> ModelCard:
     """Make a run of another toolkit's checkpoint, whatever its classes.
 
-    torchvision's Faster and Mask R-CNN (R50-FPN, first versions) and FCOS; the authors' EmbedMask, DeepMask and SharpMask
+    torchvision's Faster and Mask R-CNN (R50-FPN, first versions) and FCOS; detectron2's Faster, Mask and Keypoint R-CNN on FPN
+    (.pkl files of its zoo, or .pth); the authors' EmbedMask, DeepMask and SharpMask
     (.t7 files of Torch7) and MNC (.caffemodel or .caffemodel.h5 of Caffe). The run records the parts these weights were trained
     with, so that it answers as the original does. Rows keep their numbers as original ids; where
-    their number is COCO's (torchvision's 91, EmbedMask's 80), they get COCO's names and ids.
+    their number is COCO's (torchvision's 91, others' 80), they get COCO's names and ids.
 
     Args:
-        file: a .pth, .safetensors, .t7, .caffemodel or .caffemodel.h5 file, never executed.
-        system: one of IMPORTABLE, or the builder it stands for.
+        file: a .pth, .pkl, .safetensors, .t7, .caffemodel or .caffemodel.h5 file, never executed.
+        system: one of IMPORTABLE, or a builder it stands for.
         out: the run folder to make.
         classes: names of the rows, the background's left out; by default COCO's where their number says so, else the numbers.
         norm_eps: of torchvision's frozen norms, which the file does not hold. By default 0 for the files torchvision publishes
@@ -57,8 +59,8 @@ def import_weights(
         ValueError: a file that is not such a checkpoint, with what is missing, left over or of another shape.
     """
     file, out = Path(file), Path(out)
-    builder = _check(system, out, arguments or {})
-    converted = _read(file, builder)
+    converted = _read(file, _check(system, out, arguments or {}))
+    builder = converted.system
     names = _names(file, converted, classes)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     is_official = any(digest.startswith(known) for known in torchvision.OFFICIAL)
@@ -72,7 +74,7 @@ def import_weights(
     card = ModelCard(
         system=builder,
         arguments=all_arguments(builder, given),
-        categories=Categories(names, converted.ids),
+        categories=Categories(names, converted.ids, converted.keypoints),
         input=network.input,
     )
     save_model(out / "best", card, network.state_dict())
@@ -87,14 +89,14 @@ def import_weights(
     return card
 
 
-def _check(system: str, out: Path, arguments: Mapping[str, Any]) -> str:
-    """The builder for what is asked for, after a look at all that needs no file."""
-    builders = IMPORTABLE | {builder: builder for builder in IMPORTABLE.values()}
+def _check(system: str, out: Path, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """The builders for what is asked for, after a look at all that needs no file."""
+    builders = {builder: (builder,) for found in IMPORTABLE.values() for builder in found} | IMPORTABLE
     if system not in builders:
         raise ValueError(f"weights cannot be imported into {system!r} yet: there are {', '.join(IMPORTABLE)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: the folder is not empty: choose another --out")
-    if taken := {"num_classes", "norm_eps", "weights_origin", "branch_norm"} & set(arguments):
+    if taken := {"num_classes", "num_keypoints", "norm_eps", "weights_origin", "branch_norm"} & set(arguments):
         known = "the file tells the classes and whose weights they are, --norm-eps gives the norms' eps"
         raise ValueError(f"{', '.join(sorted(taken))} cannot be set: {known}")
     return builders[system]
@@ -112,20 +114,22 @@ def _names(file: Path, converted: Converted, given: Sequence[str] | None) -> tup
     return names
 
 
-def _read(file: Path, builder: str) -> Converted:
-    """A checkpoint of what the builder builds, in our names."""
+def _read(file: Path, builders: Sequence[str]) -> Converted:
+    """A checkpoint of what one of the builders builds, in our names."""
     state = read_state_dict(file)
-    sources: list[Source] = [torchvision, embedmask, deepmask, mnc]
+    sources: list[Source] = [torchvision, detectron2, embedmask, deepmask, mnc]
     for source in sources:
         if source.recognizes(state):
             try:
                 converted = source.convert(state)
             except ValueError as error:
                 raise ValueError(f"{file}: does not fit the network: {error}") from None
-            if converted.system != builder:
-                right = next(asked for asked, found in IMPORTABLE.items() if found == converted.system)
+            if converted.system not in builders:
+                right = next((asked for asked, found in IMPORTABLE.items() if converted.system in found), None)
+                if right is None:
+                    raise ValueError(f"{file}: holds the weights of {converted.system}, which is not built here yet")
                 raise ValueError(f"{file}: holds the weights of another system: import it with --system {right}")
             return converted
     some = ", ".join(list(state)[:3])
-    known = "torchvision's Faster R-CNN, Mask R-CNN or FCOS, or of the authors' EmbedMask, DeepMask, SharpMask or MNC"
+    known = "torchvision, detectron2 (R-CNNs), or the authors of EmbedMask, DeepMask, SharpMask or MNC"
     raise ValueError(f"{file}: not a checkpoint of {known} (it holds {some}, ...)")

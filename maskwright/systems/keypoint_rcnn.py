@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskwright.layers.backbones import Origin
 from maskwright.layers.roi import RoiAlign, Rois
 from maskwright.structures import Instances
 from maskwright.structures.keypoints import from_heatmaps, to_cells
@@ -108,11 +109,19 @@ def _keypoint_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN
         num_classes: int,
         num_keypoints: int = 17,
         norm: Literal["frozen", "group"] = "frozen",
+        weights_origin: Origin = "timm",
         max_detections: int = 100,
         num_proposals: int = 1000,
         score_threshold: float = 0.05,
     ) -> FasterRCNN:
-        parts = pyramid_parts("resnet50", num_classes=num_classes, norm=norm, score_threshold=score_threshold, box_beta=0.5)
+        parts = pyramid_parts(
+            "resnet50",
+            num_classes=num_classes,
+            norm=norm,
+            weights_origin=weights_origin,
+            score_threshold=score_threshold,
+            box_beta=0.5,
+        )
         pool = RoiAlign(14, strides=parts["box_head"].pool.strides)
         mask = {"mask": MaskHead(256, num_classes=num_classes, pool=pool)} if has_masks else {}
         return FasterRCNN(

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.layers.assignment import BalancedSampler, IouMatcher
-from maskwright.layers.backbones import Backbone, Norm
+from maskwright.layers.backbones import ORIGINS, Backbone, Norm, Origin
 from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.grids import PyramidAnchors
@@ -409,13 +409,13 @@ ANCHORS_FPN = {4: (32,), 8: (64,), 16: (128,), 32: (256,), 64: (512,)}  # FPN, s
 
 
 def pyramid_parts(
-    backbone: str, *, num_classes: int, norm: Norm, score_threshold: float, box_beta: float = 0.0
+    backbone: str, *, num_classes: int, norm: Norm, weights_origin: Origin, score_threshold: float, box_beta: float = 0.0
 ) -> dict[str, Any]:
     """The parts of a published size that all heads share: detectron2's R50-FPN and its deeper kin."""
-    strides = (4, 8, 16, 32)
-    body = Backbone(backbone, strides=strides, norm=norm)
+    strides, origin = (4, 8, 16, 32), ORIGINS[weights_origin]
+    body = origin.backbone(backbone, strides=strides, norm=norm)
     return {
-        "input": InputSpec(resize=PIXELS_800),
+        "input": origin.input(PIXELS_800),
         "backbone": body,
         "fpn": FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1)),
         "rpn": RegionProposalNetwork(256, anchors=PyramidAnchors(ANCHORS_FPN)),
@@ -438,11 +438,14 @@ def _pyramid_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[.
         *,
         num_classes: int,
         norm: Literal["frozen", "group"] = "frozen",
+        weights_origin: Origin = "timm",
         max_detections: int = 100,
         num_proposals: int = 1000,
         score_threshold: float = 0.05,
     ) -> FasterRCNN:
-        parts = pyramid_parts(backbone, num_classes=num_classes, norm=norm, score_threshold=score_threshold)
+        parts = pyramid_parts(
+            backbone, num_classes=num_classes, norm=norm, weights_origin=weights_origin, score_threshold=score_threshold
+        )
         pool = RoiAlign(14, strides=parts["box_head"].pool.strides)
         return FasterRCNN(
             **parts,

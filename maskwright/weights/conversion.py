@@ -10,6 +10,8 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
+from maskwright.structures import KeypointSchema
+
 COCO_ROWS: list[str] = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # by COCO's id, "N/A" where there is none
 VOC_ROWS: tuple[str, ...] = tuple(FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"][1:])
 
@@ -22,6 +24,7 @@ class Converted:
         system: the builder with the parts these weights were trained with.
         arguments: of that builder, the number of classes included.
         names, ids: of the classes, row by row.
+        keypoints: what they are, where there are any.
         norm_eps_unknown: whether norms were frozen, with an eps the file does not tell.
     """
 
@@ -30,6 +33,7 @@ class Converted:
     arguments: dict[str, Any]
     names: tuple[str, ...]
     ids: tuple[int, ...]
+    keypoints: KeypointSchema | None = None
     norm_eps_unknown: bool = field(default=False)
 
 

@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maskwright.weights.caffe import read_caffemodel
+from maskwright.weights.pickles import read_pickle
 from maskwright.weights.torch7 import read_t7, tensors_of
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")  # before every name: data parallel and averaging, Lightning, torch.compile
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The table of tensors in a .safetensors file, a torch checkpoint, a .t7 file of Torch7, or a .caffemodel (.h5) of Caffe.
+    """The table of tensors in a .safetensors file, a torch checkpoint, a pickle of arrays, or a file of Torch7 or Caffe.
 
     A table under "state_dict" or "model" is taken out of what a training script saved around it, and what wrappers put before
     every name is left away.
@@ -35,7 +36,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path}: nested too deeply to be a network") from None
     if path.name.endswith((".caffemodel", ".caffemodel.h5")):
         return read_caffemodel(path)
-    data: Any = _load_safetensors(path) if path.suffix == ".safetensors" else _load_plain(path)
+    data: Any = READERS.get(path.suffix, _load_plain)(path)
     for key in ("state_dict", "model"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
@@ -67,3 +68,7 @@ def _load_plain(path: Path) -> Any:
         raise ValueError(f"{path}: {what}; only tensors and plain containers are read: anything else could run code") from None
     except Exception as error:  # torch lets through whatever a cut file makes its reader stumble over
         raise ValueError(f"{path}: empty, cut off or not a torch checkpoint ({type(error).__name__})") from None
+
+
+READERS = {".safetensors": _load_safetensors, ".pkl": read_pickle}
+"""By suffix; all others are torch's."""

@@ -348,7 +348,7 @@ def test_what_cannot_be_imported_is_named(run, theirs, tmp_path):
     refused(state, "has rows for 4 classes beside the background, got 2 names", classes=["a", "b"])
     refused(state, "has rows for 4 classes beside the background, got 4 names, some of them twice", classes=list("abca"))
     refused(state, "cannot be imported into 'mask-rcnn-small' yet", system="mask-rcnn-small")
-    refused({"a": torch.zeros(1)}, "not a checkpoint of torchvision's Faster R-CNN")
+    refused({"a": torch.zeros(1)}, "not a checkpoint of torchvision, detectron2")
     refused({"model": theirs}, "holds torchvision.models.*MaskRCNN; only tensors")  # a pickled module could run code
     refused({"model_ema": state, "epoch": 3}, "holds no table of tensors under its keys model_ema, epoch")
     second = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=3).state_dict()

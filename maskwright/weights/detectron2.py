@@ -1,0 +1,90 @@
+"""Weights of detectron2's Faster, Mask and Keypoint R-CNN on FPN (R50, R101, X101-32×8d), in our names.
+
+Its zoo's .pkl files and checkpoints of its training (.pth) have the same names. Rows of classes lie as ours do, the background
+last. ResNet-50 and -101 have the stage stride in the 1×1 convolution and take BGR pixels; so does ResNeXt, but its pixels are
+divided by a standard deviation and its strides lie in the 3×3 convolution.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from maskwright.structures import COCO_PERSON
+from maskwright.weights.conversion import COCO_ROWS, Converted, numbered, rename
+
+_KIND = r"\.(?P<kind>weight|bias)"
+_NORM = r"\.norm\.(?P<part>weight|bias|running_mean|running_var)"
+_BLOCK = r"backbone\.bottom_up\.res(?P<stage>[2-5])\.(?P<index>\d+)\."
+_OURS = "backbone.network.layer{stage}.{index}."
+_RULES = [
+    (r"backbone\.bottom_up\.stem\.conv1\.weight", "backbone.network.conv1.weight"),
+    (r"backbone\.bottom_up\.stem\.conv1" + _NORM, "backbone.network.bn1.{part}"),
+    (_BLOCK + r"conv(?P<number>[123])\.weight", _OURS + "conv{number}.weight"),
+    (_BLOCK + r"conv(?P<number>[123])" + _NORM, _OURS + "bn{number}.{part}"),
+    (_BLOCK + r"shortcut\.weight", _OURS + "downsample.0.weight"),
+    (_BLOCK + r"shortcut" + _NORM, _OURS + "downsample.1.{part}"),
+    (r"backbone\.fpn_lateral(?P<level>[2-5])" + _KIND, "fpn.lateral.{level}.{kind}"),
+    (r"backbone\.fpn_output(?P<level>[2-5])" + _KIND, "fpn.output.{level}.{kind}"),
+    (r"proposal_generator\.rpn_head\.conv" + _KIND, "rpn.conv.{kind}"),
+    (r"proposal_generator\.rpn_head\.objectness_logits" + _KIND, "rpn.objectness.{kind}"),
+    (r"proposal_generator\.rpn_head\.anchor_deltas" + _KIND, "rpn.deltas.{kind}"),
+    (r"roi_heads\.box_head\.fc(?P<number>[12])" + _KIND, "box_head.fc{number}.{kind}"),
+    (r"roi_heads\.box_predictor\.cls_score" + _KIND, "box_head.classes.{kind}"),
+    (r"roi_heads\.box_predictor\.bbox_pred" + _KIND, "box_head.deltas.{kind}"),
+    (r"roi_heads\.mask_head\.mask_fcn(?P<layer>[1-4])" + _KIND, "instance_heads.mask.convs.{layer}.{kind}"),
+    (r"roi_heads\.mask_head\.deconv" + _KIND, "instance_heads.mask.deconv.{kind}"),
+    (r"roi_heads\.mask_head\.predictor" + _KIND, "instance_heads.mask.predictor.{kind}"),
+    (r"roi_heads\.keypoint_head\.conv_fcn(?P<layer>[1-8])" + _KIND, "instance_heads.keypoint.convs.{layer}.{kind}"),
+    (r"roi_heads\.keypoint_head\.score_lowres" + _KIND, "instance_heads.keypoint.deconv.{kind}"),
+]
+_TABLES = {
+    "stage": {"2": "1", "3": "2", "4": "3", "5": "4"},
+    "level": {"2": "4", "3": "8", "4": "16", "5": "32"},
+    "layer": {str(layer): str(layer - 1) for layer in range(1, 9)},
+}
+_UNUSED = r"pixel_mean|pixel_std|proposal_generator\.anchor_generator\.cell_anchors\.\d+|.*num_batches_tracked"
+_LAST_BLOCKS = {"5": "r50", "22": "r101"}  # of the fourth stage, by its number
+
+
+def recognizes(state: Mapping[str, Tensor]) -> bool:
+    """Whether names look like detectron2's two-stage detectors, of whatever body."""
+    return "proposal_generator.rpn_head.conv.weight" in state and "roi_heads.box_predictor.cls_score.weight" in state
+
+
+def convert(state: Mapping[str, Tensor]) -> Converted:
+    """Rename; the caller checks that the result is complete.
+
+    Raises:
+        ValueError: another body than FPN, or names that have no place in the network, all of them listed up to a limit.
+    """
+    if "backbone.fpn_lateral2.weight" not in state:
+        raise ValueError("it has no FPN (C4 or DC5): only models on FPN can be imported")
+    tensors = rename(state, _RULES, _TABLES, unused=_UNUSED)
+    blocks = [name.split(".")[3] for name in tensors if name.startswith("backbone.network.layer3.")]
+    depth = _LAST_BLOCKS.get(max(blocks, key=int, default=""))
+    if depth is None:
+        raise ValueError(f"its ResNet has {len(set(blocks))} blocks in the fourth stage: only R50, R101 and X101 are known")
+    is_resnext = state["backbone.bottom_up.res2.0.conv2.weight"].shape[1] < 64  # groups of 8 channels
+    has_masks, has_points = (any(n.startswith(f"instance_heads.{head}.") for n in tensors) for head in ("mask", "keypoint"))
+    kind = f"{'mask-' if has_masks else ''}keypoint" if has_points else "mask" if has_masks else "faster"
+    count = len(tensors["box_head.classes.weight"]) - 1
+    names, ids = _classes(count, has_points=has_points)
+    arguments = {"num_classes": count, "weights_origin": "detectron2-x101" if is_resnext else "detectron2"}
+    points = None
+    if has_points:
+        arguments["num_keypoints"] = joints = tensors["instance_heads.keypoint.deconv.weight"].shape[1]
+        if joints != len(COCO_PERSON.names):
+            raise ValueError(f"it has {joints} keypoints whose names the file does not hold: only COCO's 17 can be imported")
+        points = COCO_PERSON
+    system = f"{kind}-rcnn-{'x101' if is_resnext else depth}-fpn"
+    return Converted(tensors, system=system, arguments=arguments, names=names, ids=ids, keypoints=points)
+
+
+def _classes(count: int, *, has_points: bool) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """COCO's 80 in the order of their ids, a person where there are keypoints, else plain numbers."""
+    listed = [(name, row) for row, name in enumerate(COCO_ROWS) if row and name != "N/A"]
+    if count == len(listed):
+        return tuple(name for name, _ in listed), tuple(row for _, row in listed)
+    if has_points and count == 1:
+        return ("person",), (1,)
+    return numbered(count)

@@ -1,0 +1,272 @@
+"""Checkpoints named as detectron2 names them become runs that answer the same; its pickles run no code."""
+
+import io
+import os
+import pickle
+import re
+import struct
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.resnet import Bottleneck
+
+from maskwright.layers.roi import Rois
+from maskwright.runs import open_model
+from maskwright.runs.importing import import_weights
+from maskwright.systems import SYSTEMS
+from maskwright.weights.detectron2 import convert
+from maskwright.weights.pickles import read_pickle
+from tests.parity.test_torchvision import randomize
+
+CLASSES = 4
+BODY = [  # torchvision's names → detectron2's, by the published rules
+    (r"conv1\.(.*)", r"stem.conv1.\1"),
+    (r"bn1\.(.*)", r"stem.conv1.norm.\1"),
+    (r"layer(\d)\.(\d+)\.conv(\d)\.(.*)", r"res{0}.\2.conv\3.\4"),
+    (r"layer(\d)\.(\d+)\.bn(\d)\.(.*)", r"res{0}.\2.conv\3.norm.\4"),
+    (r"layer(\d)\.(\d+)\.downsample\.0\.(.*)", r"res{0}.\2.shortcut.\3"),
+    (r"layer(\d)\.(\d+)\.downsample\.1\.(.*)", r"res{0}.\2.shortcut.norm.\3"),
+]
+REST = [
+    (r"backbone\.fpn\.inner_blocks\.(\d)\.0\.(.*)", r"backbone.fpn_lateral{0}.\2", 2),
+    (r"backbone\.fpn\.layer_blocks\.(\d)\.0\.(.*)", r"backbone.fpn_output{0}.\2", 2),
+    (r"()rpn\.head\.conv\.0\.0\.(.*)", r"proposal_generator.rpn_head.conv.\2", 0),
+    (r"()rpn\.head\.cls_logits\.(.*)", r"proposal_generator.rpn_head.objectness_logits.\2", 0),
+    (r"()rpn\.head\.bbox_pred\.(.*)", r"proposal_generator.rpn_head.anchor_deltas.\2", 0),
+    (r"()roi_heads\.box_head\.fc6\.(.*)", r"roi_heads.box_head.fc1.\2", 0),
+    (r"()roi_heads\.box_head\.fc7\.(.*)", r"roi_heads.box_head.fc2.\2", 0),
+    (r"(roi_heads)\.box_predictor\.(.*)", r"roi_heads.box_predictor.\2", 0),
+    (r"roi_heads\.mask_head\.(\d)\.0\.(.*)", r"roi_heads.mask_head.mask_fcn{0}.\2", 1),
+    (r"()roi_heads\.mask_predictor\.conv5_mask\.(.*)", r"roi_heads.mask_head.deconv.\2", 0),
+    (r"()roi_heads\.mask_predictor\.mask_fcn_logits\.(.*)", r"roi_heads.mask_head.predictor.\2", 0),
+]
+
+
+def body_name(name):
+    for pattern, ours in BODY:
+        if match := re.fullmatch(pattern, name):
+            stage = int(match[1]) + 1 if "{0}" in ours else 0
+            return match.expand(ours).format(stage)
+    raise AssertionError(name)
+
+
+def as_detectron2(state):
+    """torchvision's state in detectron2's names, the background's row last or left out."""
+    answer = {}
+    for name, value in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if name.startswith("backbone.body."):
+            answer["backbone.bottom_up." + body_name(name.removeprefix("backbone.body."))] = value
+            continue
+        for pattern, ours, shift in REST:
+            if match := re.fullmatch(pattern, name):
+                number = int(match[1]) + shift if match[1].isdigit() else ""
+                answer[match.expand(ours).format(number)] = value
+                break
+        else:
+            raise AssertionError(name)
+    for name, value in answer.items():
+        if "cls_score" in name:
+            answer[name] = torch.cat([value[1:], value[:1]])
+        elif "bbox_pred" in name:
+            answer[name] = value[4:]
+        elif "mask_head.predictor" in name:
+            answer[name] = value[1:]
+    return answer
+
+
+def write(path, state, protocol=2):
+    arrays = {name: value.numpy() for name, value in state.items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}, protocol=protocol))
+    return path
+
+
+def move_strides(body):
+    for block in body.modules():
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1)
+    randomize(model)
+    move_strides(model.backbone.body)
+    return model.eval()
+
+
+def test_every_stage_answers_as_torchvisions_with_strides_moved(theirs, tmp_path):
+    state = as_detectron2(theirs.state_dict())
+    assert len(state) == 307
+    card = import_weights(write(tmp_path / "zoo.pkl", state), system="mask-rcnn-r50-fpn", out=tmp_path / "run")
+    assert card.system == "mask-rcnn-r50-fpn"
+    assert card.arguments["weights_origin"] == "detectron2"
+    system, _ = open_model(tmp_path / "run")
+    system.eval()
+    assert (system.input.channel_order, system.input.value_range) == ("bgr", 255)
+    assert system.input.mean == (103.53, 116.28, 123.675)
+    assert system.input.std == (1, 1, 1)
+    pixels = torch.randn(1, 3, 128, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, expected = system.fpn(system.backbone(pixels)), theirs.backbone(pixels)
+        for stride, name in ((4, "0"), (8, "1"), (16, "2"), (32, "3"), (64, "pool")):
+            assert torch.allclose(ours[stride], expected[name], atol=1e-4), stride
+        found = system.rpn(ours)
+        logits, deltas = theirs.rpn.head(list(expected.values()))
+        for mine, other in zip(found.logits, logits, strict=True):
+            assert torch.allclose(mine.flatten(), other.permute(0, 2, 3, 1).flatten(), atol=1e-4)
+        for mine, other in zip(found.deltas, deltas, strict=True):
+            assert torch.allclose(mine.flatten(), other.permute(0, 2, 3, 1).flatten(), atol=1e-4)
+        rois = Rois(torch.tensor([[4.0, 8, 90, 100], [30, 20, 60, 120]]), torch.zeros(2, dtype=torch.int64))
+        pooled = system.box_head.pool(ours, rois)
+        classes, boxes = theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(pooled))
+        mine, moved = system.box_head(ours, rois)
+        assert torch.allclose(mine, torch.cat([classes[:, 1:], classes[:, :1]], dim=1), atol=1e-4)
+        assert torch.allclose(moved.flatten(1), boxes[:, 4:], atol=1e-4)
+        head = system.instance_heads["mask"]
+        masks = theirs.roi_heads.mask_predictor(theirs.roi_heads.mask_head(head.pool(ours, rois)))
+        labels = torch.tensor([2, 0])
+        assert torch.allclose(head(ours, rois, labels), masks[torch.arange(2), labels + 1], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_resnext_answers_as_torchvisions(tmp_path):
+    system = SYSTEMS["mask-rcnn-x101-fpn"](num_classes=2)
+    body = resnet_fpn_backbone(backbone_name="resnext101_32x8d", weights=None, norm_layer=torch.nn.BatchNorm2d)
+    randomize(body)
+    state = {f"backbone.{name}": value for name, value in body.eval().state_dict().items()}
+    heads = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
+    state |= {name: value for name, value in heads.state_dict().items() if not name.startswith("backbone.")}
+    converted = convert(as_detectron2(state))
+    assert len(as_detectron2(state)) == 562
+    assert (converted.system, converted.arguments["weights_origin"]) == ("mask-rcnn-x101-fpn", "detectron2-x101")
+    system = SYSTEMS[converted.system](**converted.arguments)
+    system.load_state_dict(converted.tensors)
+    assert system.input.std == (57.375, 57.12, 58.395)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        ours, expected = system.eval().fpn(system.backbone(pixels)), body(pixels)
+    for stride, name in ((4, "0"), (8, "1"), (16, "2"), (32, "3")):
+        assert (ours[stride] - expected[name]).norm() <= 1e-4 * expected[name].norm()
+
+
+def test_people_bring_their_keypoints(theirs, tmp_path):
+    state = {name: value for name, value in as_detectron2(theirs.state_dict()).items() if "mask_head" not in name}
+    assert len(state) == 295
+    state["roi_heads.box_predictor.cls_score.weight"] = state["roi_heads.box_predictor.cls_score.weight"][-2:]
+    state["roi_heads.box_predictor.cls_score.bias"] = state["roi_heads.box_predictor.cls_score.bias"][-2:]
+    state["roi_heads.box_predictor.bbox_pred.weight"] = state["roi_heads.box_predictor.bbox_pred.weight"][:4]
+    state["roi_heads.box_predictor.bbox_pred.bias"] = state["roi_heads.box_predictor.bbox_pred.bias"][:4]
+    for number in range(1, 9):
+        state[f"roi_heads.keypoint_head.conv_fcn{number}.weight"] = torch.zeros(512, 256 if number == 1 else 512, 3, 3)
+        state[f"roi_heads.keypoint_head.conv_fcn{number}.bias"] = torch.full((512,), float(number))
+    state["roi_heads.keypoint_head.score_lowres.weight"] = torch.zeros(512, 17, 4, 4)
+    state["roi_heads.keypoint_head.score_lowres.bias"] = torch.zeros(17)
+    assert len(state) == 313
+    card = import_weights(write(tmp_path / "zoo.pkl", state), system="keypoint-rcnn-r50-fpn", out=tmp_path / "run")
+    assert card.categories.names == ("person",)
+    assert card.categories.keypoints.names[0] == "nose"
+    convs = open_model(tmp_path / "run")[0].instance_heads["keypoint"].convs
+    assert [conv.bias[0].item() for conv in convs] == [1, 2, 3, 4, 5, 6, 7, 8]
+    with pytest.raises(ValueError, match="import it with --system keypoint-rcnn-r50-fpn"):
+        import_weights(tmp_path / "zoo.pkl", system="faster-rcnn-r50-fpn", out=tmp_path / "other")
+
+
+def test_what_does_not_fit_is_named(theirs, tmp_path):
+    state = as_detectron2(theirs.state_dict())
+    lacking = {name: value for name, value in state.items() if name != "backbone.fpn_output3.bias"}
+    with pytest.raises(ValueError, match=r"missing fpn\.output\.8\.bias"):
+        import_weights(write(tmp_path / "a.pkl", lacking), system="mask-rcnn-r50-fpn", out=tmp_path / "a")
+    further = {**state, "roi_heads.extra": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"left over: roi_heads\.extra"):
+        import_weights(write(tmp_path / "b.pkl", further), system="mask-rcnn-r50-fpn", out=tmp_path / "b")
+    flat = {name: value for name, value in state.items() if "fpn_" not in name}
+    with pytest.raises(ValueError, match=r"it has no FPN \(C4 or DC5\)"):
+        import_weights(write(tmp_path / "c.pkl", flat), system="mask-rcnn-r50-fpn", out=tmp_path / "c")
+    assert not list(tmp_path.glob("?"))
+    usual = {
+        **state,
+        "pixel_mean": torch.zeros(3, 1, 1),
+        "proposal_generator.anchor_generator.cell_anchors.0": torch.zeros(3, 4),
+    }
+    assert convert(usual).tensors.keys() == convert(state).tensors.keys()
+
+
+# Pickles
+
+
+def test_arrays_come_back_as_they_were(tmp_path):
+    arrays = {
+        "f": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "transposed": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "big-endian": np.arange(3, dtype=">i4"),
+        "empty": np.zeros((0, 4), dtype=np.float16),
+        "unsigned": np.array([7], dtype=np.uint16),
+        "bytes": np.array([1, 255], dtype=np.uint8),
+        "number": np.float64(2.5),
+        "plain": [1, "two", (3.0, None)],
+    }
+    for protocol in range(2, 6):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(arrays, protocol=protocol))
+        found = read_pickle(tmp_path / "a.pkl")
+        for name in list(arrays)[:6]:
+            assert np.array_equal(found[name].numpy(), arrays[name]), (protocol, name)
+        assert found["f"].dtype == torch.float32
+        assert found["number"] == 2.5
+        assert found["plain"] == arrays["plain"]
+
+
+def test_what_python_2_wrote_is_read(tmp_path):
+    def save_bytes(pickler, data):
+        pickler.write(pickle.BINSTRING + struct.pack("<i", len(data)) + data)
+
+    class Python2(pickle._Pickler):
+        dispatch: ClassVar = {**pickle._Pickler.dispatch, bytes: save_bytes}
+
+    file = io.BytesIO()
+    Python2(file, protocol=2).dump({"model": {"a": np.array([1.5, -2.0], dtype=np.float32)}})
+    (tmp_path / "old.pkl").write_bytes(file.getvalue().replace(b"numpy._core", b"numpy.core"))
+    assert read_pickle(tmp_path / "old.pkl")["model"]["a"].tolist() == [1.5, -2.0]
+
+
+class Gadget:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_nothing_is_run(tmp_path):
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": Gadget(f"touch {tmp_path / 'ran'}")}}))
+    with pytest.raises(ValueError, match=r"evil\.pkl: holds (posix|nt)\.system; only arrays of numbers and plain containers"):
+        import_weights(path, system="mask-rcnn-r50-fpn", out=tmp_path / "run")
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            pickle.dumps({"a": np.array([object()], dtype=object)}),
+            "holds an array of 'O8', expected numbers|holds builtins.object",
+        ),
+        (pickle.dumps({"a": np.array(["text"])}), "holds an array of 'U4', expected numbers"),
+        (pickle.dumps(np.zeros(3))[:-9], "cut off or not a pickle|holds"),
+        (b"", "empty, cut off or not a pickle"),
+        (b"\x80\x02" + 5000 * b"(", "cut off or not a pickle"),
+        (pickle.dumps({"a": print}), "holds builtins.print"),
+        (pickle.dumps({"a": np.zeros(3)}).replace(b"\x4b\x03", b"\x4b\x7f"), "cannot reshape|damaged"),
+    ],
+)
+def test_damaged_and_other_pickles_are_refused(tmp_path, content, message):
+    (tmp_path / "bad.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_pickle(tmp_path / "bad.pkl")
