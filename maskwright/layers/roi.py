@@ -154,16 +154,20 @@ class RoiAlign(nn.Module):
 
     def _pool(self, table: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         """Cells of RoIs, boxes in feature cells (n, 4), that all take the same samples; (n, S·S·C)."""
+        y, x = self._axes(table, boxes)  # (n, S, samples, 2) each
+        cells = _look_up(table, image_index, (y[0].flatten(2), y[1].flatten(2)), (x[0].flatten(2), x[1].flatten(2)))
+        return cells.reshape(len(boxes), -1)
+
+    def _axes(self, table: Tensor, boxes: Tensor) -> tuple["_Axis", "_Axis"]:
         _, height, width, _ = table.shape
         down, across = self._samples(boxes.detach())[0].long().tolist()
         starts = boxes[:, :2] - 0.5 if self.aligned else boxes[:, :2]
         extents = self._extents(boxes)
-        y = self._axis(starts[:, 1], extents[:, 1], down, height)  # (n, S, 2·down)
-        x = self._axis(starts[:, 0], extents[:, 0], across, width)  # (n, S, 2·across)
-        return _look_up(table, image_index, y, x).reshape(len(boxes), -1)
+        y = self._axis(starts[:, 1], extents[:, 1], down, height)
+        return y, self._axis(starts[:, 0], extents[:, 0], across, width)
 
     def _axis(self, start: Tensor, extent: Tensor, samples: int, size: int) -> "_Axis":
-        """Feature cells on one axis and their shares in each cell of the grid, int64 and float32, (n, S, 2·samples).
+        """Feature cells on one axis and their shares in each cell of the grid, int64 and float32, (n, S, samples, 2).
 
         A sample is shared by the features on both sides of it; one more than a cell outside the map counts nothing.
         """
@@ -172,8 +176,43 @@ class RoiAlign(nn.Module):
         step = (extent / self.side)[:, None, None]
         position = start[:, None, None] + grid * step + sample * step / samples  # (n, S, samples)
         share = ((position >= -1) & (position <= size)).to(position.dtype) / samples
-        index, shares = _neighbours(position, share, size)
-        return index.flatten(2), shares.flatten(2)
+        return _neighbours(position, share, size)
+
+
+class RoiAlignMax(RoiAlign):
+    """RoIAlign that takes the greatest of a cell's samples instead of their mean (Mask R-CNN, table 2c)."""
+
+    def _pool(self, table: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
+        (y, y_share), (x, x_share) = self._axes(table, boxes)
+        down, across = y.shape[2], x.shape[2]
+        whole = (y_share * down).flatten(1, 2), (x_share * across).flatten(1, 2)  # each sample counts in full
+        samples = _look_up(table, image_index, (y.flatten(1, 2), whole[0]), (x.flatten(1, 2), whole[1]))
+        cells = samples.reshape(len(boxes), self.side, down, self.side, across, -1).amax(dim=(2, 4))
+        return cells.reshape(len(boxes), -1)
+
+
+class ByLevel(nn.Module):
+    """A RoI operator of one map on a feature pyramid: each RoI is pooled from the level of its size.
+
+    Args:
+        operators: by stride, with as many cells each.
+    """
+
+    def __init__(self, operators: Mapping[int, "RoiPool | RoiWarp"]) -> None:
+        super().__init__()
+        self.side = next(iter(operators.values())).side
+        self.strides = tuple(operators)
+        self.operators = nn.ModuleList(operators.values())
+
+    def forward(self, features: Mapping[int, Tensor], rois: Rois) -> Tensor:
+        """{stride: (B, C, H_s, W_s)} and R RoIs → float32 (R, C, S, S)."""
+        levels = level_of(rois.boxes.detach(), self.strides)
+        pooled, places = [], []
+        for stride, operator in zip(self.strides, self.operators, strict=True):
+            rows = torch.nonzero(levels == stride)[:, 0]
+            pooled.append(operator(features, Rois(rois.boxes[rows], rois.image_index[rows])))
+            places.append(rows)
+        return torch.cat(pooled)[torch.argsort(torch.cat(places))]
 
 
 class RoiWarp(nn.Module):
@@ -204,10 +243,14 @@ class RoiWarp(nn.Module):
         table = table.to(torch.promote_types(table.dtype, torch.float32))
         budget = max(1, _WARPED // ((self.SAMPLES * self.side) ** 2 * table.shape[3]))
         parts = [
-            F.max_pool2d(self.samples(table, boxes, images).permute(0, 3, 1, 2), self.SAMPLES)
+            self.reduce(self.samples(table, boxes, images).permute(0, 3, 1, 2))
             for boxes, images in zip(torch.split(rois.boxes, budget), torch.split(rois.image_index, budget), strict=True)
         ]
         return torch.cat(parts)
+
+    def reduce(self, samples: Tensor) -> Tensor:
+        """Samples (n, C, 2·S, 2·S) to cells (n, C, S, S)."""
+        return F.max_pool2d(samples, self.SAMPLES)
 
     def samples(self, table: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         """Before the maximum: table (B, H, W, C), boxes xyxy px (n, 4) → (n, 2·S, 2·S, C)."""
@@ -235,6 +278,14 @@ class RoundedRoiWarp(RoiWarp):
     def corners(self, boxes: Tensor) -> Tensor:
         """Boxes in feature cells, (n, 4), halves rounded up."""
         return boxes + (torch.floor(boxes + 0.5) - boxes).detach()
+
+
+class MeanRoiWarp(RoundedRoiWarp):
+    """The same with the mean of 2×2 samples (Mask R-CNN, table 2c)."""
+
+    def reduce(self, samples: Tensor) -> Tensor:
+        """Samples (n, C, 2·S, 2·S) to cells (n, C, S, S)."""
+        return F.avg_pool2d(samples, self.SAMPLES)
 
 
 class PositionSensitiveAlign(nn.Module):
@@ -276,6 +327,10 @@ class PositionSensitiveAlign(nn.Module):
         of_point = part[:, None] * self.parts + part  # (S, S)
         points = _look_up(table, rois.image_index, y, (x[0] * groups, x[1]), of_point)
         return points.reshape(len(rois), self.side, self.side, channels // groups).permute(0, 3, 1, 2)
+
+
+RoiOperator = RoiAlign | RoiPool | RoiWarp | ByLevel
+"""What pools the features of RoIs; `side` cells a side."""
 
 
 # Looking up features

@@ -42,6 +42,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "mask-rcnn-r50-fpn": mask_rcnn.mask_rcnn_r50_fpn,
     "mask-rcnn-r50-fpn-torchvision": mask_rcnn.mask_rcnn_r50_fpn_torchvision,
     "mask-rcnn-r101-fpn": mask_rcnn.mask_rcnn_r101_fpn,
+    "mask-rcnn-rivals-small": mask_rcnn.mask_rcnn_rivals_small,
     "mask-rcnn-small": mask_rcnn.mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn.mask_rcnn_x101_fpn,
     "mnc-r101": mnc.mnc_r101,

@@ -111,3 +111,8 @@ def faster_rcnn_small() -> Recipe:
 def mask_rcnn_small() -> Recipe:
     """Mask R-CNN, small."""
     return small_recipe("mask-rcnn-small")
+
+
+def mask_rcnn_rivals_small() -> Recipe:
+    """Mask R-CNN, small, with the parts it was compared with."""
+    return small_recipe("mask-rcnn-rivals-small")

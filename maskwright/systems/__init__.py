@@ -31,6 +31,7 @@ from maskwright.systems.mask_rcnn import (
     mask_rcnn_small,
     mask_rcnn_x101_fpn,
 )
+from maskwright.systems.mask_rcnn_rivals import mask_rcnn_rivals_small
 from maskwright.systems.mnc import mnc_small, mnc_vgg16
 from maskwright.systems.mnc_r101 import mnc_r101
 from maskwright.systems.mnc_released import mnc_vgg16_released
@@ -78,6 +79,7 @@ SYSTEMS: dict[str, Builder] = {
     "mask-rcnn-r50-fpn": mask_rcnn_r50_fpn,
     "mask-rcnn-r50-fpn-torchvision": mask_rcnn_r50_fpn_torchvision,
     "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,
+    "mask-rcnn-rivals-small": mask_rcnn_rivals_small,
     "mask-rcnn-small": mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn_x101_fpn,
     "mnc-r101": mnc_r101,

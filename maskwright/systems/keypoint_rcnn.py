@@ -23,7 +23,7 @@ from maskwright.layers.backbones import Origin
 from maskwright.layers.roi import RoiAlign, Rois
 from maskwright.structures import Instances
 from maskwright.structures.keypoints import from_heatmaps, to_cells
-from maskwright.systems.mask_rcnn import FasterRCNN, MaskHead, SampledRois, pyramid_parts, small_parts
+from maskwright.systems.mask_rcnn import FasterRCNN, MaskHead, SampledRois, pyramid_parts, small_parts, small_pool
 from maskwright.systems.rpn import Features
 from maskwright.systems.system import Loss
 
@@ -159,7 +159,7 @@ def _small_keypoint_rcnn(*, has_masks: bool, summary: str) -> Callable[..., Fast
         long_px: int = 1024,
     ) -> FasterRCNN:
         parts = small_parts(num_classes=num_classes, score_threshold=score_threshold, short_px=short_px, long_px=long_px)
-        pool = RoiAlign(14, strides=parts["box_head"].pool.strides, sampling_ratio=2)
+        pool = small_pool(14)
         mask = {"mask": MaskHead(128, num_classes=num_classes, pool=pool)} if has_masks else {}
         head = KeypointHead(128, num_keypoints=num_keypoints, pool=pool, depth=4, hidden=128)
         return FasterRCNN(

@@ -31,7 +31,7 @@ from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.nms import nms_by_group
 from maskwright.layers.precision import ClassConv1x1, Float32Linear
-from maskwright.layers.roi import RoiAlign, RoiPool, Rois
+from maskwright.layers.roi import RoiAlign, RoiOperator, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks, ResizeRule
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.rpn import Features, RegionProposalNetwork
@@ -268,7 +268,7 @@ class BoxHead(BoxSelection):
         *,
         hidden: int,
         num_classes: int,
-        pool: RoiAlign | RoiPool,
+        pool: RoiOperator,
         box_beta: float = 0.0,
         score_threshold: float = 0.05,
         nms_iou: float = 0.5,
@@ -336,60 +336,43 @@ def mask_targets(masks: Masks, boxes: Tensor, rows: Tensor, *, side: int) -> Ten
     return (masks.coverage(boxes, rows, side=side, samples=4) >= 0.5).to(torch.float32)
 
 
-class MaskHead(nn.Module):
-    """A mask for each class from four 3×3 convolutions and a deconvolution on 14×14 pooled features.
+class MaskBranch(nn.Module):
+    """What all mask heads have in common: what they learn, and how their answers become masks.
 
     Args:
-        channels: of the features and of the hidden layers.
-        num_classes: K.
-        pool: RoIAlign to half the side of the masks.
         targets: what a RoI's mask should be, like `mask_targets`.
         lay: lays grids (N, M, M) over boxes (N, 4), like `MaskProbs` itself.
     """
 
-    CLASS_ROWS: ClassVar = {"predictor.weight": 1, "predictor.bias": 1}
-
     def __init__(
         self,
-        channels: int,
         *,
-        num_classes: int,
-        pool: RoiAlign,
         targets: Callable[..., Tensor] = mask_targets,
         lay: Callable[[Tensor, Tensor], MaskProbs] = MaskProbs,
     ) -> None:
         super().__init__()
-        self.pool = pool
         self.targets = targets
         self.lay = lay
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
-        self.deconv = nn.ConvTranspose2d(channels, channels, 2, stride=2)
-        self.predictor = ClassConv1x1(channels, num_classes)
-        for layer in (*self.convs, self.deconv):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-        init_normal(self.predictor, std=0.001)
 
     def forward(self, features: Features, rois: Rois, labels: Tensor) -> Tensor:
         """Mask logits of each RoI for the class it is given, (R, M, M)."""
-        hidden = self.pool(features, rois)  # (R, C, M / 2, M / 2)
-        for conv in self.convs:
-            hidden = F.relu(conv(hidden), inplace=True)
-        hidden = F.relu(self.deconv(hidden), inplace=True)
-        logits: Tensor = self.predictor(hidden, labels)
-        return logits
+        raise NotImplementedError
 
     def loss(self, features: Features, sampled: SampledRois, targets: list[Instances]) -> dict[str, Loss]:
         """Sigmoid cross entropy per pixel on the mask of the object's class alone: classes do not compete."""
         rois = sampled.positives
         logits = self(features, rois, sampled.labels[: len(rois)])
-        side = logits.shape[-1]
-        wanted = []
-        for i, (target, rows) in enumerate(zip(targets, sampled.target_rows, strict=True)):
-            boxes = rois.boxes[rois.image_index == i]
-            wanted.append(self.targets(masks_of(target), boxes, rows, side=side))
-        loss = F.binary_cross_entropy_with_logits(logits, torch.cat(wanted), reduction="sum")
+        wanted = self.wanted(sampled, targets, side=logits.shape[-1])
+        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
         return {"mask": Loss(loss, logits.new_tensor(logits.numel()))}
+
+    def wanted(self, sampled: SampledRois, targets: list[Instances], *, side: int) -> Tensor:
+        """The masks of the positive RoIs, (R⁺, M, M)."""
+        rois = sampled.positives
+        parts = []
+        for i, (target, rows) in enumerate(zip(targets, sampled.target_rows, strict=True)):
+            parts.append(self.targets(masks_of(target), rois.boxes[rois.image_index == i], rows, side=side))
+        return torch.cat(parts)
 
     def complete(self, detections: list[Instances], features: Features, rois: Rois) -> list[Instances]:
         """Detections with their masks, drawn at the resolution of the original image."""
@@ -402,9 +385,46 @@ class MaskHead(nn.Module):
         ]
 
 
+class MaskHead(MaskBranch):
+    """A mask for each class from four 3×3 convolutions and a deconvolution on 14×14 pooled features.
+
+    Args:
+        channels: of the features and of the hidden layers.
+        num_classes: K.
+        pool: RoIAlign to half the side of the masks.
+        options: see `MaskBranch`.
+    """
+
+    CLASS_ROWS: ClassVar[dict[str, int]] = {"predictor.weight": 1, "predictor.bias": 1}
+
+    def __init__(self, channels: int, *, num_classes: int, pool: RoiOperator, **options: Any) -> None:
+        super().__init__(**options)
+        self.pool = pool
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
+        self.deconv = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.predictor: nn.Module = ClassConv1x1(channels, num_classes)
+        for layer in (*self.convs, self.deconv):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        init_normal(self.predictor, std=0.001)
+
+    def forward(self, features: Features, rois: Rois, labels: Tensor) -> Tensor:
+        """Mask logits of each RoI for the class it is given, (R, M, M)."""
+        logits: Tensor = self.predictor(self.hidden(features, rois), labels)
+        return logits
+
+    def hidden(self, features: Features, rois: Rois) -> Tensor:
+        """What the last layer sees, (R, C, M, M)."""
+        hidden: Tensor = self.pool(features, rois)  # (R, C, M / 2, M / 2)
+        for conv in self.convs:
+            hidden = F.relu(conv(hidden), inplace=True)
+        return F.relu(self.deconv(hidden), inplace=True)
+
+
 # Sizes
 
 PIXELS_800 = ResizeRule(short_px=800, long_px=1333)  # Mask R-CNN, sec. 3.1
+SMALL_STRIDES = (4, 8, 16)
 ANCHORS_FPN = {4: (32,), 8: (64,), 16: (128,), 32: (256,), 64: (512,)}  # FPN, sec. 4.1
 
 
@@ -480,10 +500,21 @@ mask_rcnn_x101_fpn = _pyramid_rcnn(
 )
 
 
-def small_parts(*, num_classes: int, score_threshold: float, short_px: int, long_px: int) -> dict[str, Any]:
+def small_pool(side: int) -> RoiAlign:
+    """RoIAlign of the small sizes."""
+    return RoiAlign(side, strides=SMALL_STRIDES, sampling_ratio=2)
+
+
+def small_parts(
+    *,
+    num_classes: int,
+    score_threshold: float,
+    short_px: int,
+    long_px: int,
+    pool: Callable[[int], RoiOperator] = small_pool,
+) -> dict[str, Any]:
     """Likewise for a CPU, trained from scratch: a ResNet-18 cut after its third stage, P2 to P4 for the heads."""
-    strides = (4, 8, 16)
-    body = Backbone("resnet18", strides=strides, norm="group")
+    body = Backbone("resnet18", strides=SMALL_STRIDES, norm="group")
     anchors = PyramidAnchors({4: (24,), 8: (48,), 16: (96,), 32: (192,), 64: (384,)})
     return {
         "input": InputSpec(resize=ResizeRule(short_px, long_px)),
@@ -495,7 +526,7 @@ def small_parts(*, num_classes: int, score_threshold: float, short_px: int, long
             128,
             hidden=128,
             num_classes=num_classes,
-            pool=RoiAlign(7, strides=strides, sampling_ratio=2),
+            pool=pool(7),
             score_threshold=score_threshold,
         ),
     }
@@ -514,10 +545,10 @@ def _small_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
         long_px: int = 1024,
     ) -> FasterRCNN:
         parts = small_parts(num_classes=num_classes, score_threshold=score_threshold, short_px=short_px, long_px=long_px)
-        pool = RoiAlign(14, strides=parts["box_head"].pool.strides, sampling_ratio=2)
+        mask = MaskHead(128, num_classes=num_classes, pool=small_pool(14))
         return FasterRCNN(
             **parts,
-            instance_heads={"mask": MaskHead(128, num_classes=num_classes, pool=pool)} if has_masks else {},
+            instance_heads={"mask": mask} if has_masks else {},
             num_proposals=num_proposals,
             num_training_proposals=500,
             num_training_candidates=1000,
