@@ -34,6 +34,7 @@ class Backbone(nn.Module):
             (weights of Caffe, Detectron, detectron2), and not in the 3×3 one (weights of timm and torchvision).
         padding: of convolutions, see `layers.padding`.
         dilated: whether the coarsest map comes from one stage later, which keeps the resolution by dilation.
+        dilates_first: whether already the first 3×3 convolution of that stage is dilated, as in detectron2.
         ceil_mode: whether pooling keeps what is left at the right and the bottom, as Caffe's does.
     """
 
@@ -47,6 +48,7 @@ class Backbone(nn.Module):
         stride_in_1x1: bool = False,
         padding: Literal["zero", "symmetric"] = "zero",
         dilated: bool = False,
+        dilates_first: bool = False,
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
@@ -65,6 +67,9 @@ class Backbone(nn.Module):
         self.network: nn.Module = network
         if stride_in_1x1:
             _move_strides(network)
+        if dilates_first:
+            (*_, stage) = network.children()
+            stage[0].conv2.dilation = stage[0].conv2.padding = (2, 2)
         if padding == "symmetric":
             pad_symmetrically(network)
         if ceil_mode:
@@ -108,20 +113,30 @@ VGG_HIDDEN = {"fc1": ("pre_logits.fc1", "classifier.0"), "fc2": ("pre_logits.fc2
 
 
 class LastStage(ImageNetPart):
-    """The last stage of a ResNet, which halves the resolution, for features of RoIs."""
+    """The last stage of a ResNet, which halves the resolution, for features of RoIs.
 
-    sources = MappingProxyType({"layer4": ("layer4", "layer4")})
+    Args:
+        name: timm's of the network.
+        norm, norm_eps, stride_in_1x1: see `Backbone`.
+        stage: another than the last, then without ImageNet's weights.
+    """
 
-    def __init__(self, name: str, *, norm: Norm) -> None:
+    sources = MappingProxyType({"blocks": ("layer4", "layer4")})
+
+    def __init__(
+        self, name: str, *, norm: Norm, norm_eps: float = 1e-5, stride_in_1x1: bool = False, stage: str = "layer4"
+    ) -> None:
         super().__init__()
-        self.layer4: nn.Module = timm.create_model(name, **_norm_option(norm, 1e-5)).layer4  # type: ignore[assignment]
-        self.pretrained = name
+        self.blocks: nn.Module = timm.create_model(name, **_norm_option(norm, norm_eps)).get_submodule(stage)
+        self.pretrained = name if stage == "layer4" else None
+        if stride_in_1x1:
+            _move_strides(self.blocks)
         if norm == "frozen":
-            freeze_norms(self.layer4)
+            freeze_norms(self.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, C, S, S) → (R, 2·C, S / 2, S / 2)."""
-        answer: Tensor = self.layer4(x)
+        answer: Tensor = self.blocks(x)
         return answer
 
 
@@ -138,9 +153,10 @@ class WeightsOrigin:
     norm_eps: float
     pixels: dict[str, Any]
 
-    def backbone(self, name: str, *, strides: Sequence[int], norm: Norm) -> Backbone:
-        """The network these weights fit."""
-        return Backbone(name, strides=strides, norm=norm, norm_eps=self.norm_eps, stride_in_1x1=self.stride_in_1x1)
+    def backbone(self, name: str, *, strides: Sequence[int], norm: Norm, dilated: bool = False) -> Backbone:
+        """The network these weights fit; a dilated stage is detectron2's."""
+        options: dict[str, Any] = {"norm_eps": self.norm_eps, "stride_in_1x1": self.stride_in_1x1}
+        return Backbone(name, strides=strides, norm=norm, dilated=dilated, dilates_first=dilated, **options)
 
     def input(self, resize: ResizeRule) -> InputSpec:
         """The pixels these weights expect."""

@@ -83,6 +83,26 @@ def mask_rcnn_r50_fpn_torchvision() -> Recipe:
     return _paper("mask-rcnn-r50-fpn-torchvision", _TORCHVISION)
 
 
+def faster_rcnn_r50_c4() -> Recipe:
+    """Faster R-CNN, R50-C4, 1x: expect box AP 35.7 (detectron2 model zoo)."""
+    return _paper("faster-rcnn-r50-c4", _SGD_1X)
+
+
+def mask_rcnn_r50_c4() -> Recipe:
+    """Mask R-CNN, R50-C4, 1x: expect box AP 36.8, mask AP 32.2 (detectron2 model zoo)."""
+    return _paper("mask-rcnn-r50-c4", _SGD_1X)
+
+
+def mask_rcnn_r101_c4() -> Recipe:
+    """Mask R-CNN, R101-C4, 3x: expect box AP 42.6, mask AP 36.7 (detectron2 model zoo)."""
+    return _paper("mask-rcnn-r101-c4", _SGD_3X)
+
+
+def mask_rcnn_r50_dc5() -> Recipe:
+    """Mask R-CNN, R50-DC5, 1x: expect box AP 38.3, mask AP 34.2 (detectron2 model zoo)."""
+    return _paper("mask-rcnn-r50-dc5", _SGD_1X)
+
+
 def keypoint_rcnn_r50_fpn() -> Recipe:
     """Keypoint R-CNN, R50-FPN, 90,000 steps on COCO's people: expect box AP 53.6, keypoint AP 64.0 (detectron2 model zoo)."""
     return _paper("keypoint-rcnn-r50-fpn", _SGD_1X)
@@ -116,3 +136,8 @@ def mask_rcnn_small() -> Recipe:
 def mask_rcnn_rivals_small() -> Recipe:
     """Mask R-CNN, small, with the parts it was compared with."""
     return small_recipe("mask-rcnn-rivals-small")
+
+
+def mask_rcnn_c4_small() -> Recipe:
+    """Mask R-CNN without a pyramid, small."""
+    return small_recipe("mask-rcnn-c4-small")

@@ -31,6 +31,13 @@ from maskwright.systems.mask_rcnn import (
     mask_rcnn_small,
     mask_rcnn_x101_fpn,
 )
+from maskwright.systems.mask_rcnn_c4 import (
+    faster_rcnn_r50_c4,
+    mask_rcnn_c4_small,
+    mask_rcnn_r50_c4,
+    mask_rcnn_r50_dc5,
+    mask_rcnn_r101_c4,
+)
 from maskwright.systems.mask_rcnn_rivals import mask_rcnn_rivals_small
 from maskwright.systems.mnc import mnc_small, mnc_vgg16
 from maskwright.systems.mnc_r101 import mnc_r101
@@ -64,6 +71,7 @@ SYSTEMS: dict[str, Builder] = {
     "fast-rcnn-r50-fpn": fast_rcnn_r50_fpn,
     "fast-rcnn-small": fast_rcnn_small,
     "fast-rcnn-vgg16": fast_rcnn_vgg16,
+    "faster-rcnn-r50-c4": faster_rcnn_r50_c4,
     "faster-rcnn-r50-fpn": faster_rcnn_r50_fpn,
     "faster-rcnn-r50-fpn-torchvision": faster_rcnn_r50_fpn_torchvision,
     "faster-rcnn-small": faster_rcnn_small,
@@ -76,8 +84,12 @@ SYSTEMS: dict[str, Builder] = {
     "keypoint-rcnn-small": keypoint_rcnn_small,
     "mask-keypoint-rcnn-r50-fpn": mask_keypoint_rcnn_r50_fpn,
     "mask-keypoint-rcnn-small": mask_keypoint_rcnn_small,
+    "mask-rcnn-c4-small": mask_rcnn_c4_small,
+    "mask-rcnn-r50-c4": mask_rcnn_r50_c4,
+    "mask-rcnn-r50-dc5": mask_rcnn_r50_dc5,
     "mask-rcnn-r50-fpn": mask_rcnn_r50_fpn,
     "mask-rcnn-r50-fpn-torchvision": mask_rcnn_r50_fpn_torchvision,
+    "mask-rcnn-r101-c4": mask_rcnn_r101_c4,
     "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,
     "mask-rcnn-rivals-small": mask_rcnn_rivals_small,
     "mask-rcnn-small": mask_rcnn_small,

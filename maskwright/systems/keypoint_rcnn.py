@@ -129,7 +129,7 @@ def _keypoint_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN
             instance_heads={**mask, "keypoint": KeypointHead(256, num_keypoints=num_keypoints, pool=pool)},
             num_proposals=num_proposals,
             num_training_proposals=1500,
-            num_training_candidates=2000,
+            num_candidates=(2000, 0),
             max_detections=max_detections,
         )
 
@@ -167,7 +167,7 @@ def _small_keypoint_rcnn(*, has_masks: bool, summary: str) -> Callable[..., Fast
             instance_heads={**mask, "keypoint": head},
             num_proposals=num_proposals,
             num_training_proposals=500,
-            num_training_candidates=1000,
+            num_candidates=(1000, 0),
             max_detections=max_detections,
         )
 

@@ -88,9 +88,9 @@ class FasterRCNN(nn.Module):
         roi_sampler: draws the proposals the heads learn from.
         box_head: class and box of a proposal.
         instance_heads: what else is learnt of each object; empty for Faster R-CNN.
-        num_proposals: per image, at inference, from as many anchors of a level; never fewer than `max_detections`.
+        num_proposals: per image, at inference; never fewer than `max_detections`.
         num_training_proposals: per image, before sampling.
-        num_training_candidates: anchors of a level that these are chosen from.
+        num_candidates: anchors of a level that proposals are chosen from, in training and, if more than proposals, at inference.
         max_detections: per image.
     """
 
@@ -102,11 +102,11 @@ class FasterRCNN(nn.Module):
         fpn: nn.Module,
         rpn: RegionProposalNetwork,
         roi_sampler: "RoiSampler",
-        box_head: "BoxHead",
+        box_head: "BoxBranch",
         instance_heads: Mapping[str, nn.Module],
         num_proposals: int,
         num_training_proposals: int,
-        num_training_candidates: int,
+        num_candidates: tuple[int, int],
         max_detections: int,
     ) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class FasterRCNN(nn.Module):
         self.instance_heads = nn.ModuleDict(instance_heads)
         self.num_proposals = num_proposals
         self.num_training_proposals = num_training_proposals
-        self.num_training_candidates = num_training_candidates
+        self.num_training_candidates, self.num_candidates = num_candidates
         self.max_detections = max_detections
 
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
@@ -141,7 +141,7 @@ class FasterRCNN(nn.Module):
         """Boxes first, then masks on the boxes that are kept (Mask R-CNN, sec. 3.1, inference)."""
         features = self.fpn(self.backbone(images.pixels))
         keep = max(self.num_proposals, self.max_detections)
-        proposals = self.rpn.propose(self.rpn(features), images.sizes, per_level=keep, keep=keep)
+        proposals = self.rpn.propose(self.rpn(features), images.sizes, per_level=max(keep, self.num_candidates), keep=keep)
         found = self.box_head.detect(features, proposals, keep=self.max_detections)
         detections = images.to_original_frame(found)
         for head in self._heads():
@@ -248,14 +248,12 @@ class BoxSelection(nn.Module):
         return answers
 
 
-class BoxHead(BoxSelection):
-    """Class and class-specific box of each RoI, from two hidden layers on 7×7 pooled features.
+class BoxBranch(BoxSelection):
+    """What all box heads have in common: class and class-specific box from a vector for each RoI.
 
     Args:
-        channels: of the features.
-        hidden: units of the two hidden layers.
+        width: of the vector.
         num_classes: K.
-        pool: RoIAlign to the head's grid.
         box_beta: error from which the smooth L1 loss of boxes is linear; 0 is L1.
         score_threshold, nms_iou, min_side_px: see `BoxSelection`.
     """
@@ -264,34 +262,29 @@ class BoxHead(BoxSelection):
 
     def __init__(
         self,
-        channels: int,
+        width: int,
         *,
-        hidden: int,
         num_classes: int,
-        pool: RoiOperator,
         box_beta: float = 0.0,
         score_threshold: float = 0.05,
         nms_iou: float = 0.5,
         min_side_px: float = 0.0,
     ) -> None:
         super().__init__(score_threshold=score_threshold, nms_iou=nms_iou, min_side_px=min_side_px)
-        self.pool = pool
-        self.fc1 = nn.Linear(channels * pool.side**2, hidden)
-        self.fc2 = nn.Linear(hidden, hidden)
-        self.classes = Float32Linear(hidden, num_classes + 1)
-        self.deltas = Float32Linear(hidden, 4 * num_classes)
-        for layer in (self.fc1, self.fc2):
-            nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
+        self.classes = Float32Linear(width, num_classes + 1)
+        self.deltas = Float32Linear(width, 4 * num_classes)
         init_normal(self.classes, std=0.01)
         init_normal(self.deltas, std=0.001)
         self.box_beta = box_beta
 
+    def vectors(self, features: Features, rois: Rois) -> Tensor:
+        """The vector of each RoI, (R, width)."""
+        raise NotImplementedError
+
     def forward(self, features: Features, rois: Rois) -> tuple[Tensor, Tensor]:
         """Class logits (R, K + 1), background last, and deltas (R, K, 4)."""
-        pooled = self.pool(features, rois).flatten(1)  # (R, C·7·7)
-        hidden = F.relu(self.fc2(F.relu(self.fc1(pooled), inplace=True)), inplace=True)
-        return self.classes(hidden), self.deltas(hidden).unflatten(1, (-1, 4))
+        vectors = self.vectors(features, rois)
+        return self.classes(vectors), self.deltas(vectors).unflatten(1, (-1, 4))
 
     def loss(self, features: Features, sampled: SampledRois) -> dict[str, Loss]:
         """Cross entropy over all RoIs; (smooth) L1 over the positives, divided by the number of all (Fast R-CNN's code)."""
@@ -301,6 +294,31 @@ class BoxHead(BoxSelection):
         """The best `keep` detections of each image, input frame, best first."""
         logits, deltas = self(features, Rois.of([p.boxes for p in proposals]))
         return [found for found, _ in self.select(proposals, logits.softmax(dim=1), deltas, keep=keep)]
+
+
+class BoxHead(BoxBranch):
+    """Two hidden layers on 7×7 pooled features.
+
+    Args:
+        channels: of the features.
+        hidden: units of the two hidden layers.
+        pool: RoIAlign to the head's grid.
+        options: see `BoxBranch`.
+    """
+
+    def __init__(self, channels: int, *, hidden: int, pool: RoiOperator, **options: Any) -> None:
+        super().__init__(hidden, **options)
+        self.pool = pool
+        self.fc1 = nn.Linear(channels * pool.side**2, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        for layer in (self.fc1, self.fc2):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def vectors(self, features: Features, rois: Rois) -> Tensor:
+        """What the last layers see, (R, hidden)."""
+        pooled = self.pool(features, rois).flatten(1)  # (R, C·7·7)
+        return F.relu(self.fc2(F.relu(self.fc1(pooled), inplace=True)), inplace=True)
 
 
 def box_losses(sampled: SampledRois, logits: Tensor, deltas: Tensor, *, coder: BoxCoder, beta: float) -> dict[str, Loss]:
@@ -389,20 +407,24 @@ class MaskHead(MaskBranch):
     """A mask for each class from four 3×3 convolutions and a deconvolution on 14×14 pooled features.
 
     Args:
-        channels: of the features and of the hidden layers.
+        channels: of the features.
         num_classes: K.
         pool: RoIAlign to half the side of the masks.
+        hidden: channels of the hidden layers, by default as many.
         options: see `MaskBranch`.
     """
 
     CLASS_ROWS: ClassVar[dict[str, int]] = {"predictor.weight": 1, "predictor.bias": 1}
 
-    def __init__(self, channels: int, *, num_classes: int, pool: RoiOperator, **options: Any) -> None:
+    def __init__(
+        self, channels: int, *, num_classes: int, pool: RoiOperator, hidden: int | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
         self.pool = pool
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
-        self.deconv = nn.ConvTranspose2d(channels, channels, 2, stride=2)
-        self.predictor: nn.Module = ClassConv1x1(channels, num_classes)
+        hidden = hidden or channels
+        self.convs = nn.ModuleList(nn.Conv2d(c, hidden, 3, padding=1) for c in (channels, hidden, hidden, hidden))
+        self.deconv = nn.ConvTranspose2d(hidden, hidden, 2, stride=2)
+        self.predictor: nn.Module = ClassConv1x1(hidden, num_classes)
         for layer in (*self.convs, self.deconv):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
@@ -472,7 +494,7 @@ def _pyramid_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[.
             instance_heads={"mask": MaskHead(256, num_classes=num_classes, pool=pool)} if has_masks else {},
             num_proposals=num_proposals,
             num_training_proposals=1000,
-            num_training_candidates=2000,
+            num_candidates=(2000, 0),
             max_detections=max_detections,
         )
 
@@ -551,7 +573,7 @@ def _small_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
             instance_heads={"mask": mask} if has_masks else {},
             num_proposals=num_proposals,
             num_training_proposals=500,
-            num_training_candidates=1000,
+            num_candidates=(1000, 0),
             max_detections=max_detections,
         )
 

@@ -142,6 +142,6 @@ def mask_rcnn_rivals_small(
         instance_heads={"mask": MASK_HEADS[mask](128, num_classes=num_classes, pool=pool(14))},
         num_proposals=num_proposals,
         num_training_proposals=500,
-        num_training_candidates=1000,
+        num_candidates=(1000, 0),
         max_detections=max_detections,
     )

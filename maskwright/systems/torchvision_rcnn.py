@@ -162,7 +162,7 @@ def _torchvision_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterR
             instance_heads={"mask": mask} if has_masks else {},
             num_proposals=num_proposals,
             num_training_proposals=2000,
-            num_training_candidates=2000,
+            num_candidates=(2000, 0),
             max_detections=max_detections,
         )
 

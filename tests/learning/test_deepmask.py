@@ -89,5 +89,5 @@ def test_objects_of_a_few_images_are_proposed(large_nuclei, tmp_path, console):
         found = evaluate(tmp_path / "run", data=large_nuclei, arguments={"is_sharp": is_sharp}, max_detections=(10, 100))
         recalls[name] = found.proposals["segm"].ar["all"]
     print(", ".join(f"{name}: mask AR@10, 100 {ten:.3f}, {hundred:.3f}" for name, (ten, hundred) in recalls.items()))
-    assert recalls["SharpMask"][1] >= 0.4  # 0.41 was measured after a third of the steps
+    assert recalls["SharpMask"][1] >= 0.55  # 0.65 was measured
     assert recalls["SharpMask"][1] > recalls["DeepMask"][1]

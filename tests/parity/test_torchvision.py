@@ -305,7 +305,7 @@ def test_level_tolerance_decides_the_last_bit():
 def test_import_keeps_rows_ids_and_parts(run, theirs):
     card = json.loads((run / "best" / "model.json").read_text())
     assert card["system"] == "mask-rcnn-r50-fpn-torchvision"
-    assert card["categories"] == {"names": ["1", "2", "3", "4"], "ids": [1, 2, 3, 4]}
+    assert card["categories"] == {"names": ["1", "2", "3", "4"], "ids": [1, 2, 3, 4], "keypoints": None}
     assert card["input"]["resize"] == {"short_px": SHORT_PX, "long_px": LONG_PX, "rounding": "floor", "antialias": False}
     assert card["arguments"]["norm_eps"] == 1e-5
     assert json.loads((run / "import.json").read_text())["file"] == "theirs.pth"

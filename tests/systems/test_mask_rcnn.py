@@ -21,7 +21,13 @@ LN2 = math.log(2)
 
 @pytest.mark.parametrize(
     ("name", "parameters"),  # spec § 4.4, frozen norms not counted
-    [("faster-rcnn-r50-fpn", 41_699_936), ("mask-rcnn-r50-fpn", 44_343_216), ("mask-rcnn-x101-fpn", 107_427_760)],
+    [
+        ("faster-rcnn-r50-fpn", 41_699_936),
+        ("mask-rcnn-r50-fpn", 44_343_216),
+        ("mask-rcnn-x101-fpn", 107_427_760),
+        ("mask-rcnn-r50-c4", 35_909_612),
+        ("mask-rcnn-r50-dc5", 172_353_516),
+    ],
 )
 def test_parameter_counts_are_those_of_the_release(name, parameters):
     with torch.device("meta"):

@@ -178,7 +178,7 @@ def test_init_takes_another_number_of_classes(tiny_run, coco_folder, tmp_path, c
     train(recipe, tmp_path / "run", init=tiny_run, device="cpu", console=console)
     assert "1 of 1 classes known by name" in console.file.getvalue()
     card = json.loads((tmp_path / "run" / "best" / "model.json").read_text())
-    assert card["categories"] == {"names": ["disc"], "ids": [3]}
+    assert card["categories"] == {"names": ["disc"], "ids": [3], "keypoints": None}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,233 @@
+"""Mask R-CNN without a pyramid: on the fourth stage of a ResNet (C4), or on its fifth with dilation (DC5).
+
+Source: He, Gkioxari, Dollár, Girshick, Mask R-CNN (arXiv 1703.06870v3), fig. 4 left; Ren et al., Faster R-CNN (TPAMI 2017);
+detectron2, which also has DC5.
+
+Idea: one map of stride 16 for all sizes of objects, anchors of five sizes at each of its cells. With C4 the last stage of the ResNet
+is the head: it looks at each RoI, its mean tells class and box, a deconvolution on top of it draws the mask.
+
+Differs: in training the last stage looks at positive RoIs twice, for the box and for the mask (elsewhere: once): up to a quarter
+more of its work.
+
+Legend: R RoIs of the batch · C channels · K classes, with the background as the last of K + 1 columns · M mask side.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskwright.layers.backbones import ORIGINS, Backbone, LastStage, Norm, Origin
+from maskwright.layers.grids import PyramidAnchors
+from maskwright.layers.initialization import init_normal
+from maskwright.layers.precision import ClassConv1x1
+from maskwright.layers.roi import RoiAlign, RoiOperator, Rois
+from maskwright.structures import InputSpec, ResizeRule
+from maskwright.systems.mask_rcnn import PIXELS_800, BoxBranch, BoxHead, FasterRCNN, MaskBranch, MaskHead, RoiSampler
+from maskwright.systems.rpn import Features, RegionProposalNetwork
+
+ANCHORS_C4 = (32, 64, 128, 256, 512)  # Mask R-CNN, sec. 3.1: five scales
+
+
+class StagedRois(nn.Module):
+    """Features of RoIs, and the last stage of the network on top of them.
+
+    Args:
+        pool: to twice the side of what the stage answers.
+        stage: (R, C, S, S) → (R, 2·C, S / 2, S / 2).
+    """
+
+    def __init__(self, pool: RoiOperator, stage: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+        self.stage = stage
+
+    def forward(self, features: Features, rois: Rois) -> Tensor:
+        """{stride: (B, C, H, W)} and R RoIs → (R, 2·C, S / 2, S / 2)."""
+        answer: Tensor = self.stage(self.pool(features, rois))
+        return answer
+
+
+class StagedBoxHead(BoxBranch):
+    """Class and box from the mean of the last stage's answer.
+
+    Args:
+        staged: of RoIs.
+        width: channels of its answer.
+        options: see `BoxBranch`.
+    """
+
+    def __init__(self, staged: StagedRois, *, width: int, **options: Any) -> None:
+        super().__init__(width, **options)
+        self.staged = staged
+
+    def vectors(self, features: Features, rois: Rois) -> Tensor:
+        """What the last layers see, (R, 2·C)."""
+        seen: Tensor = self.staged(features, rois)
+        return seen.mean(dim=(2, 3))
+
+
+class StagedMaskHead(MaskBranch):
+    """A mask for each class from a deconvolution on the last stage's answer.
+
+    Args:
+        staged: of RoIs; it belongs to the box head and is only looked at from here.
+        width: channels of its answer.
+        hidden: channels of the deconvolution.
+        num_classes: K.
+    """
+
+    CLASS_ROWS: ClassVar[dict[str, int]] = {"predictor.weight": 1, "predictor.bias": 1}
+
+    def __init__(self, staged: StagedRois, *, width: int, hidden: int, num_classes: int) -> None:
+        super().__init__()
+        self.shared = (staged,)  # in a tuple, so that its parameters are not registered twice
+        self.deconv = nn.ConvTranspose2d(width, hidden, 2, stride=2)
+        self.predictor = ClassConv1x1(hidden, num_classes)
+        nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.deconv.bias)  # type: ignore[arg-type]
+        init_normal(self.predictor, std=0.001)
+
+    def forward(self, features: Features, rois: Rois, labels: Tensor) -> Tensor:
+        """Mask logits of each RoI for the class it is given, (R, M, M)."""
+        (staged,) = self.shared
+        hidden = F.relu(self.deconv(staged(features, rois)), inplace=True)
+        logits: Tensor = self.predictor(hidden, labels)
+        return logits
+
+
+# Sizes
+
+
+def _c4(
+    body: Backbone,
+    staged: StagedRois,
+    *,
+    input: InputSpec,
+    anchors: PyramidAnchors,
+    width: int,
+    hidden: int,
+    num_classes: int,
+    has_masks: bool,
+    per_image: int,
+    score_threshold: float,
+    **numbers: Any,
+) -> FasterRCNN:
+    """All parts around a backbone and a stage."""
+    (channels,) = body.channels.values()
+    mask = StagedMaskHead(staged, width=width, hidden=hidden, num_classes=num_classes)
+    return FasterRCNN(
+        input=input,
+        backbone=body,
+        fpn=nn.Identity(),
+        rpn=RegionProposalNetwork(channels, anchors=anchors),
+        roi_sampler=RoiSampler(num_classes=num_classes, per_image=per_image),
+        box_head=StagedBoxHead(staged, width=width, num_classes=num_classes, score_threshold=score_threshold),
+        instance_heads={"mask": mask} if has_masks else {},
+        **numbers,
+    )
+
+
+NUMBERS: dict[str, Any] = {"num_training_proposals": 2000, "num_candidates": (12000, 6000)}
+
+
+def _paper_c4(network: str, *, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
+    """Builder of a published size."""
+
+    def build(
+        *,
+        num_classes: int,
+        norm: Literal["frozen", "group"] = "frozen",
+        weights_origin: Origin = "timm",
+        per_image: int = 512,
+        max_detections: int = 100,
+        num_proposals: int = 1000,
+        score_threshold: float = 0.05,
+    ) -> FasterRCNN:
+        origin = ORIGINS[weights_origin]
+        stage = LastStage(network, norm=norm, norm_eps=origin.norm_eps, stride_in_1x1=origin.stride_in_1x1)
+        return _c4(
+            origin.backbone(network, strides=(16,), norm=norm),
+            StagedRois(RoiAlign(14, strides=(16,)), stage),
+            input=origin.input(PIXELS_800),
+            anchors=PyramidAnchors({16: ANCHORS_C4}),
+            width=2048,
+            hidden=256,
+            num_classes=num_classes,
+            has_masks=has_masks,
+            per_image=per_image,
+            score_threshold=score_threshold,
+            num_proposals=num_proposals,
+            max_detections=max_detections,
+            **NUMBERS,
+        )
+
+    build.__doc__ = summary
+    return build
+
+
+faster_rcnn_r50_c4 = _paper_c4("resnet50", has_masks=False, summary="Faster R-CNN with ResNet-50-C4: 33.8 M parameters.")
+mask_rcnn_r50_c4 = _paper_c4(
+    "resnet50",
+    has_masks=True,
+    summary="Mask R-CNN with ResNet-50-C4: 35.9 M parameters at 80 classes (table 2a). The paper's: `per_image=64`.",
+)
+mask_rcnn_r101_c4 = _paper_c4(
+    "resnet101", has_masks=True, summary="Mask R-CNN with ResNet-101-C4: 54.9 M parameters at 80 classes (table 2a)."
+)
+
+
+def mask_rcnn_r50_dc5(
+    *,
+    num_classes: int,
+    norm: Norm = "frozen",
+    weights_origin: Origin = "timm",
+    max_detections: int = 100,
+    num_proposals: int = 1000,
+    score_threshold: float = 0.05,
+) -> FasterRCNN:
+    """Mask R-CNN on ResNet-50 with a dilated fifth stage of stride 16: 172.4 M parameters at 80 classes (detectron2's DC5)."""
+    origin = ORIGINS[weights_origin]
+    body = origin.backbone("resnet50", strides=(16,), norm=norm, dilated=True)
+    pool, mask_pool = (RoiAlign(side, strides=(16,)) for side in (7, 14))
+    return FasterRCNN(
+        input=origin.input(PIXELS_800),
+        backbone=body,
+        fpn=nn.Identity(),
+        rpn=RegionProposalNetwork(2048, anchors=PyramidAnchors({16: ANCHORS_C4})),
+        roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
+        box_head=BoxHead(2048, hidden=1024, num_classes=num_classes, pool=pool, score_threshold=score_threshold),
+        instance_heads={"mask": MaskHead(2048, hidden=256, num_classes=num_classes, pool=mask_pool)},
+        num_proposals=num_proposals,
+        max_detections=max_detections,
+        **NUMBERS,
+    )
+
+
+def mask_rcnn_c4_small(
+    *,
+    num_classes: int,
+    max_detections: int = 300,
+    num_proposals: int = 500,
+    score_threshold: float = 0.05,
+    short_px: int = 512,
+    long_px: int = 1024,
+) -> FasterRCNN:
+    """Mask R-CNN for a CPU without a pyramid: ResNet-18 to its second stage, the third for each RoI; 3.3 M parameters."""
+    return _c4(
+        Backbone("resnet18", strides=(8,), norm="group"),
+        StagedRois(RoiAlign(14, strides=(8,), sampling_ratio=2), LastStage("resnet18", norm="group", stage="layer3")),
+        input=InputSpec(resize=ResizeRule(short_px, long_px)),
+        anchors=PyramidAnchors({8: (24, 48, 96, 192, 384)}),
+        width=256,
+        hidden=128,
+        num_classes=num_classes,
+        has_masks=True,
+        per_image=64,
+        score_threshold=score_threshold,
+        num_proposals=num_proposals,
+        max_detections=max_detections,
+        num_training_proposals=500,
+        num_candidates=(2000, 1000),
+    )
