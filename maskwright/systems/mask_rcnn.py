@@ -90,7 +90,7 @@ class FasterRCNN(nn.Module):
         instance_heads: what else is learnt of each object; empty for Faster R-CNN.
         num_proposals: per image, at inference; never fewer than `max_detections`.
         num_training_proposals: per image, before sampling.
-        num_candidates: anchors of a level that proposals are chosen from, in training and, if more than proposals, at inference.
+        num_candidates: anchors of a level that proposals are chosen from, in training and, if more than these, at inference.
         max_detections: per image.
     """
 

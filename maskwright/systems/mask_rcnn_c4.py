@@ -3,11 +3,10 @@
 Source: He, Gkioxari, Dollár, Girshick, Mask R-CNN (arXiv 1703.06870v3), fig. 4 left; Ren et al., Faster R-CNN (TPAMI 2017);
 detectron2, which also has DC5.
 
-Idea: one map of stride 16 for all sizes of objects, anchors of five sizes at each of its cells. With C4 the last stage of the ResNet
-is the head: it looks at each RoI, its mean tells class and box, a deconvolution on top of it draws the mask.
+Idea: one map of stride 16 for all sizes of objects, anchors of five sizes at each of its cells. With C4 the last stage of the
+ResNet is the head: it looks at each RoI; its mean tells class and box, a deconvolution on top of it draws the mask.
 
-Differs: in training the last stage looks at positive RoIs twice, for the box and for the mask (elsewhere: once): up to a quarter
-more of its work.
+Differs: in training the last stage looks at positive RoIs twice, for the box and for the mask (elsewhere: once).
 
 Legend: R RoIs of the batch · C channels · K classes, with the background as the last of K + 1 columns · M mask side.
 """
