@@ -255,7 +255,7 @@ def kinds_of(path: Path, results: Sequence[dict[str, Any]], dataset: CocoDataset
     if all("keypoints" in entry for entry in results) and dataset.categories.keypoints is not None:
         kinds.append("keypoints")
     if not kinds:
-        raise ValueError(f"{path}: some results have a 'bbox' and others a 'segmentation': give all of them one or both")
+        raise ValueError(f"{path}: some results lack what others have (bbox, segmentation, keypoints): give all the same")
     return kinds
 
 

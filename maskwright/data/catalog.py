@@ -113,7 +113,7 @@ def open_datasets(
         raise ValueError(
             f"{val.path}: {len(shared)} images are in the training split too, for example {min(shared)}: part them"
         )
-    if train.categories != val.categories:
+    if (train.categories.names, train.categories.ids) != (val.categories.names, val.categories.ids):
         raise ValueError(
             f"{val.path}: its categories differ from those of {train.path}: "
             f"{dict(zip(val.categories.ids, val.categories.names, strict=True))} and "

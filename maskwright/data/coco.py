@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -178,6 +179,12 @@ class CocoDataset:
             raise ValueError(_size_message(path, self.path, (pixels.shape[0], pixels.shape[1]), size))
         return Sample(torch.from_numpy(pixels), self.instances(index, rows), int(self.image_ids[index]), str(path))
 
+    def without_keypoints(self) -> CocoDataset:
+        """The same data set for those who have no use for keypoints."""
+        bare = copy(self)
+        bare.categories = replace(self.categories, keypoints=None)
+        return bare
+
     def subset(self, indices: Sequence[int]) -> CocoDataset:
         """The same data set with some of its images."""
         columns = self._columns
@@ -319,6 +326,7 @@ def parse_coco(
     problems: list[str] = []
     listed = _read_images(path, data["images"], problems)
     schema = categories.keypoints
+    posed = {entry["id"] for entry in data["categories"] if schema and tuple(entry.get("keypoints") or ()) == schema.names}
     place = {image_id: i for i, image_id in enumerate(listed)}
     label_of = {category_id: label for label, category_id in enumerate(categories.ids)}
 
@@ -326,7 +334,7 @@ def parse_coco(
     seen: set[int] = set()
     for number, annotation in enumerate(data["annotations"]):
         try:
-            row = _read_annotation(annotation, listed, place, label_of, wanted, seen, schema)
+            row = _read_annotation(annotation, listed, place, label_of, wanted, seen, schema, posed)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             name = annotation.get("id", f"number {number}") if isinstance(annotation, dict) else f"number {number}"
             what = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
@@ -382,7 +390,8 @@ def _read_categories(path: Path, entries: list[Any], classes: Sequence[str] | No
         if unknown:
             raise ValueError(f"{path}: no class is named {', '.join(unknown)}; there are {', '.join(names)}")
         pairs = [pairs[names.index(name)] for name in classes]
-    schema = _keypoint_schema(path, entries)
+    chosen = {category_id for _, category_id in pairs}
+    schema = _keypoint_schema(path, [entry for entry, category_id in zip(entries, ids, strict=True) if category_id in chosen])
     return Categories(tuple(n for n, _ in pairs), tuple(i for _, i in pairs), schema), set(ids)
 
 
@@ -416,6 +425,7 @@ def _read_annotation(
     known: set[int],
     seen: set[int],
     schema: KeypointSchema | None,
+    posed: set[int],
 ) -> tuple[int, _Row] | None:
     """(index of its image, the row), or None for a class that is not wanted."""
     annotation_id, image_id, category_id = (integer(entry[key], key) for key in ("id", "image_id", "category_id"))
@@ -454,7 +464,7 @@ def _read_annotation(
         label=label_of[category_id],
         area=area,
         is_crowd=bool(is_crowd),
-        keypoints=_read_keypoints(entry.get("keypoints"), schema),
+        keypoints=_read_keypoints(entry.get("keypoints") if category_id in posed else None, schema),
         segment=b"" if segmentation is None else json.dumps(segmentation, separators=(",", ":")).encode(),
     )
 

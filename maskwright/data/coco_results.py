@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -81,7 +81,7 @@ def check_results(path: Path, data: Any, dataset: CocoDataset) -> list[dict[str,
     masks: dict[int, list[int]] = {}  # places of run lengths, by image
     for place, entry in enumerate(data):
         try:
-            _check_result(entry, sizes, set(dataset.categories.ids))
+            _check_result(entry, sizes, dataset.categories)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             problems[place] = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
         else:
@@ -143,20 +143,21 @@ def _results_of_dataset(path: Path, data: dict[str, Any], dataset: CocoDataset) 
         raise ValueError(f"{path}: an annotation names an image or category that is not listed ({error})") from None
 
 
-def _check_result(entry: dict[str, Any], sizes: dict[int, tuple[int, int]], category_ids: Iterable[int]) -> None:
+def _check_result(entry: dict[str, Any], sizes: dict[int, tuple[int, int]], categories: Categories) -> None:
     if entry["image_id"] not in sizes:
         raise ValueError(f"image_id {entry['image_id']} is not in the data set")
-    if entry["category_id"] not in category_ids:
+    if entry["category_id"] not in categories.ids:
         raise ValueError(f"category_id {entry['category_id']} is not in the data set")
     number(entry["score"], "score")
     if "segmentation" in entry:
         if not isinstance(entry["segmentation"], dict):
             for part in entry["segmentation"]:
                 rle.check_polygon(part)
-    elif "bbox" not in entry:
-        raise ValueError("has neither 'bbox' nor 'segmentation'")
-    if "keypoints" in entry:
-        for value in entry["keypoints"]:
-            number(value, "keypoints")
+    elif "bbox" not in entry and "keypoints" not in entry:
+        raise ValueError("has neither 'bbox' nor 'segmentation' nor 'keypoints'")
+    if "keypoints" in entry and categories.keypoints is not None:
+        joints = len(categories.keypoints.names)
+        if not isinstance(entry["keypoints"], list) or len([number(v, "keypoints") for v in entry["keypoints"]]) != 3 * joints:
+            raise ValueError(f"keypoints are not {3 * joints} numbers, x, y and a third for each of the data set's {joints}")
     if "bbox" in entry and (not isinstance(entry["bbox"], list) or len([number(v, "bbox") for v in entry["bbox"]]) != 4):
         raise ValueError(f"bbox is {entry['bbox']!r}, expected four finite numbers")

@@ -153,8 +153,7 @@ def _judged(dataset: CocoDataset, results: Sequence[dict[str, Any]], row: Row) -
     shown = Instances(size, boxes=boxes, labels=torch.from_numpy(overlaps.label), masks=masks, keypoints=points)
     colors = [FOUND if o >= 0 else FALSE for o in object_of]
     order = np.argsort(np.array(dataset.categories.ids)[dataset.columns(0).labels], kind="stable")
-    crowd = dataset.columns(0).is_crowd[order]
-    lost = [int(k) for k in range(len(order)) if k not in set(object_of.tolist()) and not crowd[k]]
+    lost = [int(k) for k in range(len(order)) if k not in set(object_of.tolist()) and not matches.truth_ignored[0, k]]
     everything = dataset.instances(0)
     missed = everything[torch.from_numpy(order[lost])]
     return Instances.cat([shown, _shown(missed, kind)]), [*colors, *[MISSED] * len(lost)]

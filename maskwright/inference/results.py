@@ -82,10 +82,14 @@ class Result:
         return to_coco_results(self.instances, image_id, self.categories)
 
     def to_geojson(self) -> dict[str, Any]:
-        """A FeatureCollection in pixel coordinates (x right, y down), exact outlines with holes; QuPath opens it."""
+        """A FeatureCollection in pixel coordinates (x right, y down), exact outlines with holes; QuPath opens it.
+
+        Keypoints are properties: x, y and how sure, of each.
+        """
         features = []
         outlines = self._outlines()
-        for name, score, parts in zip(self.names, self.scores.tolist(), outlines, strict=True):
+        points = [None] * len(self) if self.keypoints is None else self.keypoints.tolist()
+        for name, score, parts, joints in zip(self.names, self.scores.tolist(), outlines, points, strict=True):
             rings = [[_closed(ring) for ring in part] for part in parts]
             single = len(rings) == 1
             features.append(
@@ -95,7 +99,12 @@ class Result:
                         "type": "Polygon" if single else "MultiPolygon",
                         "coordinates": rings[0] if single else rings,
                     },
-                    "properties": {"objectType": "annotation", "classification": {"name": name}, "score": round(score, 6)},
+                    "properties": {
+                        "objectType": "annotation",
+                        "classification": {"name": name},
+                        "score": round(score, 6),
+                        **({} if joints is None else {"keypoints": joints}),
+                    },
                 }
             )
         return {"type": "FeatureCollection", "features": features}
@@ -129,7 +138,8 @@ class CocoFile:
         entries = result.to_coco(image_id)
         areas = [e["bbox"][2] * e["bbox"][3] for e in entries] if result.masks is None else result.masks.areas().tolist()
         for entry, area in zip(entries, areas, strict=True):
-            self.annotations.append({"id": len(self.annotations) + 1, **entry, "area": area, "iscrowd": 0})
+            counts = {"num_keypoints": len(entry["keypoints"]) // 3} if "keypoints" in entry else {}
+            self.annotations.append({"id": len(self.annotations) + 1, **entry, **counts, "area": area, "iscrowd": 0})
 
     def to_dict(self) -> dict[str, Any]:
         """As the file holds it."""

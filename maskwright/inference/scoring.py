@@ -71,9 +71,8 @@ def has_keypoints(model: Categories, dataset: CocoDataset) -> bool:
     """
     known, wanted = model.keypoints, dataset.categories.keypoints
     if known is not None and wanted is not None and known.names != wanted.names:
-        raise ValueError(
-            f"{dataset.path}: its keypoints ({', '.join(wanted.names)}) are not those of the model ({known.names})"
-        )
+        names = [", ".join(schema.names) for schema in (wanted, known)]
+        raise ValueError(f"{dataset.path}: its keypoints ({names[0]}) are not the model's ({names[1]})")
     return known is not None and wanted is not None
 
 

@@ -13,6 +13,15 @@ class Float32Conv2d(nn.Conv2d):
             return super().forward(x.to(torch.float32))
 
 
+class Float32ConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed convolution outside autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, C, H, W), float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(torch.float32))
+
+
 class Float32Linear(nn.Linear):
     """A linear layer outside autocast."""
 
@@ -42,6 +51,6 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Convert the weights of convolutions and linear layers once, instead of at every call under autocast."""
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and not isinstance(
-            layer, (Float32Conv2d, Float32Linear)
+            layer, (Float32Conv2d, Float32ConvTranspose2d, Float32Linear)
         ):
             layer.to(dtype)

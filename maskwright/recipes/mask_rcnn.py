@@ -104,12 +104,12 @@ def mask_rcnn_r50_dc5() -> Recipe:
 
 
 def keypoint_rcnn_r50_fpn() -> Recipe:
-    """Keypoint R-CNN, R50-FPN, 90,000 steps on COCO's people: expect box AP 53.6, keypoint AP 64.0 (detectron2 model zoo)."""
+    """Keypoint R-CNN, R50-FPN, 1x on all of COCO; detectron2, on images with people: box AP 53.6, keypoint AP 64.0."""
     return _paper("keypoint-rcnn-r50-fpn", _SGD_1X)
 
 
 def mask_keypoint_rcnn_r50_fpn() -> Recipe:
-    """Masks and keypoints, R50-FPN, likewise: expect box AP 52.0, mask AP 45.1, keypoint AP 64.7 (Mask R-CNN, table 5)."""
+    """Masks and keypoints, R50-FPN, likewise; the paper: box AP 52.0, mask AP 45.1, keypoint AP 64.7 (Mask R-CNN, table 5)."""
     return _paper("mask-keypoint-rcnn-r50-fpn", _SGD_1X)
 
 

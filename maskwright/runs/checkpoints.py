@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -278,6 +279,10 @@ def initialize(system: System, card: ModelCard, path: Path, say: Callable[[str],
             )
         if rows is None:
             tensor.copy_(source)
+        elif len(tensor) - rows * len(categories) != len(source) - rows * len(known):
+            raise ValueError(
+                f"{file}: {name} has a background, or has none, unlike here: these weights belong to another network"
+            )
         else:
             _copy_class_rows(tensor, source, rows, pairs, (len(categories), len(known)))
     lost = [name for name in tensors if name not in state and name.endswith("running_var")]
@@ -299,7 +304,7 @@ def _missing_parts(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -
     """Parts of a network, as beginnings of names, of which another one has nothing; none if it has anything else."""
     if any(name not in state for name in tensors):
         return ()
-    parts = dict.fromkeys(name.split(".")[0] + "." for name in state)
+    parts = dict.fromkeys(re.match(r"(instance_heads\.)?[^.]+\.", name + ".")[0] for name in state)  # type: ignore[index]
     return tuple(part for part in parts if not any(name.startswith(part) for name in tensors))
 
 

@@ -39,7 +39,7 @@ def import_weights(
 ) -> ModelCard:
     """Make a run of another toolkit's checkpoint, whatever its classes.
 
-    torchvision's Faster and Mask R-CNN (R50-FPN, first versions) and FCOS; detectron2's Faster, Mask and Keypoint R-CNN on FPN
+    torchvision's Faster and Mask R-CNN (R50-FPN, first versions) and FCOS; detectron2's R-CNNs on FPN
     (.pkl files of its zoo, or .pth); the authors' EmbedMask, DeepMask and SharpMask
     (.t7 files of Torch7) and MNC (.caffemodel or .caffemodel.h5 of Caffe). The run records the parts these weights were trained
     with, so that it answers as the original does. Rows keep their numbers as original ids; where

@@ -1,5 +1,6 @@
 """Keypoints: (N, J, 3) float32 rows of x, y (px, pixel corners) and v: 0 not labelled, 1 labelled but hidden, 2 visible."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,13 @@ from torch import Tensor
 
 USUAL_SIGMA = 0.067
 """Mean of COCO's."""
+
+
+_ON_THE_LEFT = re.compile(r"left|(?<![a-z])l(?![a-z])")
+
+
+def _to_the_right(match: re.Match[str]) -> str:
+    return "right" if match[0] == "left" else "r"
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,10 @@ class KeypointSchema:
             object.__setattr__(self, "sigmas", (USUAL_SIGMA,) * len(self.names))
         if len(self.sigmas) != len(self.names):
             raise ValueError(f"got {len(self.sigmas)} sigmas for {len(self.names)} keypoints: give one for each, or none")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"keypoints {', '.join(self.names)}: each needs a name of its own")
+        if any(not 0 <= end < len(self.names) for pair in (*self.skeleton, *self.flip_pairs) for end in pair):
+            raise ValueError(f"the skeleton names keypoints that are not there: there are {len(self.names)}, counted from 1")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "KeypointSchema":
@@ -47,14 +59,14 @@ class KeypointSchema:
 
     @classmethod
     def from_names(cls, names: list[str], skeleton: list[tuple[int, int]]) -> "KeypointSchema":
-        """A schema whose flip pairs are the names that differ in left and right; COCO's sigmas where the names are COCO's."""
+        """A schema whose flip pairs are the names that differ in left and right, or l and r; COCO's where the names are."""
         if tuple(names) == COCO_PERSON.names:
             return COCO_PERSON
-        place = {name: i for i, name in enumerate(names)}
+        place = {name.lower(): i for i, name in enumerate(names)}
         pairs = [
             (i, place[other])
             for name, i in place.items()
-            if (other := name.replace("left", "right")) != name and other in place
+            if (other := _ON_THE_LEFT.sub(_to_the_right, name)) != name and other in place
         ]
         return cls(names=tuple(names), flip_pairs=tuple(pairs), skeleton=tuple(skeleton))
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.layers.backbones import Origin
+from maskwright.layers.precision import Float32ConvTranspose2d
 from maskwright.layers.roi import RoiAlign, Rois
 from maskwright.structures import Instances
 from maskwright.structures.keypoints import from_heatmaps, to_cells
@@ -48,7 +49,7 @@ class KeypointHead(nn.Module):
         self.pool = pool
         widths = [channels, *[hidden] * depth]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
-        self.deconv = nn.ConvTranspose2d(hidden, num_keypoints, 4, stride=2, padding=1)
+        self.deconv = Float32ConvTranspose2d(hidden, num_keypoints, 4, stride=2, padding=1)
         for layer in (*self.convs, self.deconv):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
@@ -58,7 +59,7 @@ class KeypointHead(nn.Module):
         hidden = self.pool(features, rois)  # (R, C, M / 4, M / 4)
         for conv in self.convs:
             hidden = F.relu(conv(hidden), inplace=True)
-        return F.interpolate(self.deconv(hidden).float(), scale_factor=ENLARGED // 2, mode="bilinear")
+        return F.interpolate(self.deconv(hidden), scale_factor=ENLARGED // 2, mode="bilinear")
 
     def loss(self, features: Features, sampled: SampledRois, targets: list[Instances]) -> dict[str, Loss]:
         """Cross entropy over the cells of a RoI, for each labelled keypoint inside a positive one (Mask R-CNN, sec. 5)."""

@@ -134,7 +134,7 @@ def mask_rcnn_rivals_small(
     short_px: int = 512,
     long_px: int = 1024,
 ) -> FasterRCNN:
-    """Mask R-CNN for a CPU with the parts it was compared with: 4.9 M parameters."""
+    """Mask R-CNN for a CPU with the parts it was compared with: 4.9 M parameters at one class; the MLP with 32 hidden units."""
     pool = ROI_OPERATORS[roi]
     sizes = {"score_threshold": score_threshold, "short_px": short_px, "long_px": long_px}
     return FasterRCNN(

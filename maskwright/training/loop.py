@@ -517,7 +517,10 @@ def _new_system(recipe: Recipe, train_set: CocoDataset, console: Console) -> tup
     if "num_keypoints" in arguments:
         if train_set.categories.keypoints is None:
             raise ValueError(f"{train_set.path}: none of its categories has keypoints, which {recipe.system} needs")
-        arguments["num_keypoints"] = len(train_set.categories.keypoints.names)
+        joints = len(train_set.categories.keypoints.names)
+        if recipe.arguments.get("num_keypoints", joints) != joints:
+            raise ValueError(f"{train_set.path}: has {joints} keypoints: leave arguments.num_keypoints away")
+        arguments["num_keypoints"] = joints
     if recipe.octaves_from_data and "octaves" not in recipe.arguments:
         arguments["octaves"] = octaves_of_data(recipe, arguments, train_set, lambda text: console.print(text, highlight=False))
     with torch.random.fork_rng():
@@ -560,6 +563,8 @@ def open_data(recipe: Recipe) -> tuple[CocoDataset, CocoDataset]:
         classes=options.classes,
         invalid=options.invalid,
     )
+    if "num_keypoints" not in all_arguments(recipe.system, {}):
+        train_set, val_set = train_set.without_keypoints(), val_set.without_keypoints()
     for dataset in (train_set, val_set):
         gone = [str(dataset.image_path(i)) for i in range(len(dataset)) if not dataset.image_path(i).is_file()]
         if gone:

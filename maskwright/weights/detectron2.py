@@ -1,4 +1,4 @@
-"""Weights of detectron2's Faster, Mask and Keypoint R-CNN on FPN (R50, R101, X101-32×8d), in our names.
+"""Weights of detectron2's R-CNNs on FPN (Mask: R50, R101, X101-32×8d; Faster and Keypoint: R50), in our names.
 
 Its zoo's .pkl files and checkpoints of its training (.pth) have the same names. Rows of classes lie as ours do, the background
 last. ResNet-50 and -101 have the stage stride in the 1×1 convolution and take BGR pixels; so does ResNeXt, but its pixels are
@@ -64,20 +64,27 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     depth = _LAST_BLOCKS.get(max(blocks, key=int, default=""))
     if depth is None:
         raise ValueError(f"its ResNet has {len(set(blocks))} blocks in the fourth stage: only R50, R101 and X101 are known")
-    is_resnext = state["backbone.bottom_up.res2.0.conv2.weight"].shape[1] < 64  # groups of 8 channels
+    is_resnext = _shape(state, "backbone.bottom_up.res2.0.conv2.weight", 4)[1] < 64  # groups of 8 channels
     has_masks, has_points = (any(n.startswith(f"instance_heads.{head}.") for n in tensors) for head in ("mask", "keypoint"))
     kind = f"{'mask-' if has_masks else ''}keypoint" if has_points else "mask" if has_masks else "faster"
-    count = len(tensors["box_head.classes.weight"]) - 1
+    count = _shape(state, "roi_heads.box_predictor.cls_score.weight", 2)[0] - 1
     names, ids = _classes(count, has_points=has_points)
     arguments = {"num_classes": count, "weights_origin": "detectron2-x101" if is_resnext else "detectron2"}
     points = None
     if has_points:
-        arguments["num_keypoints"] = joints = tensors["instance_heads.keypoint.deconv.weight"].shape[1]
+        arguments["num_keypoints"] = joints = _shape(state, "roi_heads.keypoint_head.score_lowres.weight", 4)[1]
         if joints != len(COCO_PERSON.names):
             raise ValueError(f"it has {joints} keypoints whose names the file does not hold: only COCO's 17 can be imported")
         points = COCO_PERSON
     system = f"{kind}-rcnn-{'x101' if is_resnext else depth}-fpn"
     return Converted(tensors, system=system, arguments=arguments, names=names, ids=ids, keypoints=points)
+
+
+def _shape(state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    if name not in state or state[name].ndim != dimensions:
+        got = "is missing" if name not in state else f"is {tuple(state[name].shape)}"
+        raise ValueError(f"{name} {got}, expected {dimensions} dimensions")
+    return tuple(state[name].shape)
 
 
 def _classes(count: int, *, has_points: bool) -> tuple[tuple[str, ...], tuple[int, ...]]:

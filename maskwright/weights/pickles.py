@@ -1,11 +1,12 @@
-"""Pickled tables of numpy arrays, as detectron2's model zoo and Detectron publish them, read without numpy's or anybody's code.
+"""Pickled tables of numpy arrays, as detectron2's model zoo publishes them, read without numpy's or anybody's code.
 
 A pickle is a program that may call whatever it names. Here it may name what numpy pickles arrays with, and `OrderedDict`; these
 names stand for the few lines below, and every other one ends the reading.
 """
 
+import io
 import pickle
-from collections import OrderedDict
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -52,46 +53,108 @@ class _Array:
         self.array = kind.read(content).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _filled(content: bytes | bytearray, kind: Any, shape: tuple[int, ...], order: str, *_: object) -> _Array:
+class _Name:
+    """What a name in a pickle stands for: it can be called, and nothing about it can be changed."""
+
+    __slots__ = ()
+
+
+class _MakeType(_Name):
+    __slots__ = ()
+
+    def __call__(self, code: str, *_: object) -> _Type:
+        return _Type(code)
+
+
+class _MakeArray(_Name):
+    __slots__ = ()
+
+    def __call__(self, *_: object) -> _Array:
+        return _Array()
+
+
+class _FillArray(_Name):
     """An array as numpy pickles it since protocol 5."""
-    array = _Array()
-    array.__setstate__((1, shape, kind, order == "F", content))
-    return array
+
+    __slots__ = ()
+
+    def __call__(self, content: bytes | bytearray, kind: Any, shape: tuple[int, ...], order: str, *_: object) -> _Array:
+        array = _Array()
+        array.__setstate__((1, shape, kind, order == "F", content))
+        return array
 
 
-def _scalar(kind: Any, content: Any = b"") -> float | int:
-    if not isinstance(kind, _Type):
-        raise ValueError("holds a damaged number")
-    number: float | int = kind.read(content)[0].item()
-    return number
+class _MakeNumber(_Name):
+    __slots__ = ()
+
+    def __call__(self, kind: Any, content: Any = b"") -> float | int:
+        if not isinstance(kind, _Type):
+            raise ValueError("holds a damaged number")
+        number: float | int = kind.read(content)[0].item()
+        return number
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    if encoding != "latin1":
-        raise ValueError(f"holds text encoded as {encoding}")
-    return text.encode("latin1")
+class _Encode(_Name):
+    __slots__ = ()
+
+    def __call__(self, text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise ValueError(f"holds text encoded as {encoding}")
+        return text.encode("latin1")
 
 
-def _empty() -> bytes:
-    return b""
+class _NoBytes(_Name):
+    """What Python 3 writes for no bytes in the old protocols."""
+
+    __slots__ = ()
+
+    def __call__(self) -> bytes:
+        return b""
 
 
-_KNOWN = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _empty,  # what Python 3 writes for none in the old protocols
-    ("numpy", "dtype"): _Type,
-    ("numpy", "ndarray"): _Array,
+class _MakeDict(_Name):
+    __slots__ = ()
+
+    def __call__(self, pairs: Any = ()) -> dict[str, Any]:
+        return dict(pairs)
+
+
+_KNOWN: dict[tuple[str, str], _Name] = {
+    ("collections", "OrderedDict"): _MakeDict(),
+    ("_codecs", "encode"): _Encode(),
+    ("__builtin__", "bytes"): _NoBytes(),
+    ("numpy", "dtype"): _MakeType(),
+    ("numpy", "ndarray"): _MakeArray(),
     **{
         (f"{package}.{module}", name): value
         for package in ("numpy.core", "numpy._core")
         for module, name, value in (
-            ("multiarray", "_reconstruct", _Array),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _filled),
+            ("multiarray", "_reconstruct", _MakeArray()),
+            ("multiarray", "scalar", _MakeNumber()),
+            ("numeric", "_frombuffer", _FillArray()),
         )
     },
 }
+
+MOST_TUPLES = 20_000
+"""In a pickle: five for an array, and too few to be nested so deeply that Python's own reader fails."""
+
+
+def _check_program(data: bytes) -> None:
+    """Refuse what would make Python's reader fail or take memory out of proportion, before it is run.
+
+    Raises:
+        ValueError: such a program, or one that is cut off.
+    """
+    tuples = 0
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
+            raise ValueError("holds a place number beyond its own length")
+        if opcode.name.startswith(("EXT", "FROZENSET", "EMPTY_SET")):
+            raise ValueError(f"holds {opcode.name}")
+        tuples += opcode.name.startswith("TUPLE")
+    if tuples > MOST_TUPLES:
+        raise ValueError(f"holds {tuples} tuples")
 
 
 class _Reader(pickle.Unpickler):
@@ -112,9 +175,15 @@ def read_pickle(path: Path) -> Any:
     Raises:
         ValueError: damaged, or holding anything else, by its name.
     """
+    data = path.read_bytes()
     try:
-        with path.open("rb") as file:
-            return _tensors(_Reader(file, encoding="latin1").load())
+        try:
+            _check_program(data)
+        except ValueError as error:
+            if "holds" not in str(error):  # pickletools' own words for one that is cut off or none at all
+                raise EOFError from None
+            raise
+        return _Tensors()(_Reader(io.BytesIO(data), encoding="latin1").load())
     except ValueError as error:
         raise ValueError(
             f"{path}: {error}; only arrays of numbers and plain containers are read: anything else could run code"
@@ -125,15 +194,26 @@ def read_pickle(path: Path) -> Any:
         raise ValueError(f"{path}: empty, cut off or not a pickle ({type(error).__name__})") from None
 
 
-def _tensors(value: Any) -> Any:
-    """The same with tensors in the place of arrays."""
-    if isinstance(value, _Array):
-        return _tensor(value)
-    if isinstance(value, dict):
-        return {key: _tensors(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_tensors(part) for part in value)
-    return value
+class _Tensors:
+    """Containers with tensors in the place of arrays; what is there twice is made once."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        """The same with tensors."""
+        if not isinstance(value, (_Array, dict, list, tuple)):
+            return value
+        if id(value) not in self.made:
+            self.made[id(value)] = self._convert(value)
+        return self.made[id(value)]
+
+    def _convert(self, value: Any) -> Any:
+        if isinstance(value, _Array):
+            return _tensor(value)
+        if isinstance(value, dict):
+            return {key: self(part) for key, part in value.items()}
+        return type(value)(self(part) for part in value)
 
 
 def _tensor(value: _Array) -> Tensor:

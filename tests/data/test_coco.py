@@ -92,13 +92,19 @@ def test_several_parts_make_one_mask(write_annotations):
 
 def test_keypoints_are_carried_half_a_pixel_on(write_annotations):
     data = changed(keypoints=[3, 4, 2] + [0, 0, 0] * 16, num_keypoints=1)
-    data["categories"][0]["keypoints"] = list(COCO_PERSON.names)
+    own = next(c for c in data["categories"] if c["id"] == data["annotations"][0]["category_id"])
+    other = next(c for c in data["categories"] if c is not own)
+    own["keypoints"] = list(COCO_PERSON.names)
     dataset = read(write_annotations(data))
     points = dataset.instances(0).keypoints
     assert points[0, 0].tolist() == [3.5, 4.5, 2]
     assert points[0, 1].tolist() == [0, 0, 0]
     assert dataset.categories.keypoints is COCO_PERSON
     assert dataset.to_coco()["annotations"][0]["keypoints"][:6] == [3, 4, 2, 0, 0, 0]
+    assert dataset.without_keypoints().instances(0).keypoints is None
+    other["keypoints"] = ["tail", "head"]  # a class may have points of its own: those of the first that is used are read
+    assert read(write_annotations(data), classes=[own["name"]]).instances(0).keypoints[0, 0].tolist() == [3.5, 4.5, 2]
+    assert read(write_annotations(data), classes=[other["name"]]).categories.keypoints.names == ("tail", "head")
 
 
 def test_classes_choose_and_order(write_annotations):

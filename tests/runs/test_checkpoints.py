@@ -143,7 +143,8 @@ def test_other_networks_are_refused_as_a_start(saved):
     ("less", "more", "fresh"),
     [
         ("deepmask-small", "sharpmask-small", "refinement"),
-        ("faster-rcnn-small", "mask-rcnn-small", "instance_heads"),
+        ("faster-rcnn-small", "mask-rcnn-small", "instance_heads.mask"),
+        ("mask-rcnn-small", "mask-keypoint-rcnn-small", "instance_heads.keypoint"),
     ],
 )
 def test_parts_that_another_network_lacks_start_afresh(less, more, fresh, tmp_path):

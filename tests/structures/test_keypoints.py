@@ -63,12 +63,33 @@ def test_similarity_by_hand():
     schema = KeypointSchema(names=("a", "b"), sigmas=(0.05, 0.1))
     truth = torch.tensor([[[10.0, 10, 2], [20, 10, 0]], [[0, 0, 0], [0, 0, 0]]], dtype=torch.float64)
     boxes = torch.tensor([[0.0, 0, 30, 20], [0, 0, 10, 10]], dtype=torch.float64)
-    found = torch.tensor([[[13.0, 14, 1], [90, 90, 1]]], dtype=torch.float64)
+    found = torch.tensor([[[13.0, 14, 1], [25, 25, 1]]], dtype=torch.float64)
     area = torch.tensor([400.0, 100], dtype=torch.float64)
     near = similarity(found, truth, boxes, area, schema)
     assert near[0, 0] == pytest.approx(torch.exp(torch.tensor(-25 / (0.01 * 400 * 2), dtype=torch.float64)).item())
-    far = 2 * 70**2 / (0.04 * 100 * 2)  # from 20, twice the side of a box whose points nobody labelled
+    far = 2 * 5**2 / (0.04 * 100 * 2)  # from 20, twice the side of a box whose points nobody labelled
     assert near[0, 1] == pytest.approx((1 + torch.exp(torch.tensor(-far, dtype=torch.float64)).item()) / 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["Left Eye", "Right Eye", "Tail"], ((0, 1),)),
+        (["R_eye", "L_eye"], ((1, 0),)),
+        (["eye_l", "eye_r", "tail"], ((0, 1),)),
+        (["LEFT_EYE", "RIGHT_EYE"], ((0, 1),)),
+        (["leftmost", "lip", "rip"], ()),
+    ],
+)
+def test_sides_are_found_however_they_are_written(names, pairs):
+    assert KeypointSchema.from_names(names, []).flip_pairs == pairs
+
+
+def test_schemas_that_contradict_themselves_are_refused():
+    with pytest.raises(ValueError, match="each needs a name of its own"):
+        KeypointSchema(names=("a", "a"))
+    with pytest.raises(ValueError, match="the skeleton names keypoints that are not there: there are 2, counted from 1"):
+        KeypointSchema(names=("a", "b"), skeleton=((0, 6),))
 
 
 def test_schemas_without_sigmas_have_cocos_on_average():

@@ -87,6 +87,7 @@ def test_only_positives_with_labelled_points_teach():
     seen = features[4].grad.abs().sum(dim=(0, 1))
     assert seen[2:15, 2:15].sum() > 0
     assert seen[:, 17:].sum() == 0
+    assert seen[17:].sum() == 0
     bare = Instances((120, 160), boxes=boxes[:2], labels=target.labels, keypoints=torch.zeros(2, 17, 3))
     term = ours.loss(features, sampled(boxes, 2), [bare])["keypoint"]
     assert (term.total, term.count) == (0, 0)
@@ -143,6 +144,14 @@ def test_compared_with_a_system_of_boxes_by_its_keypoints(corners_folder, tmp_pa
     (tmp_path / "theirs.json").write_text(json.dumps(results))
     scored = mw.score(tmp_path / "theirs.json", data=corners_folder)
     assert list(scored.metrics) == ["bbox", "keypoints"]
+    bare = [{name: entry[name] for name in ("image_id", "category_id", "score", "keypoints")} for entry in results]
+    (tmp_path / "bare.json").write_text(json.dumps(bare))  # as COCO's server wants them
+    found = mw.score(tmp_path / "bare.json", data=corners_folder, report=tmp_path / "bare.html", console=console).metrics
+    assert list(found) == ["keypoints"]
+    assert found["keypoints"].ap == pytest.approx(scored.metrics["keypoints"].ap)
+    (tmp_path / "bare.json").write_text(json.dumps([{**bare[0], "keypoints": [1, 2, 3]}]))
+    with pytest.raises(ValueError, match="entry 0: keypoints are not 12 numbers"):
+        mw.score(tmp_path / "bare.json", data=corners_folder)
     answer = mw.compare([str(tmp_path / "run"), str(tmp_path / "theirs.json")], data=corners_folder, out=tmp_path / "compare")
     (table,) = answer.tables
     assert table.task == "keypoints"
@@ -159,5 +168,5 @@ def test_other_keypoints_than_the_models_are_not_scored(corners_folder, tmp_path
     train(tiny_recipe(corners_folder, system="keypoint-rcnn-small"), tmp_path / "run", device="cpu", console=console)
     path = corners_folder / "annotations" / "val.json"
     path.write_text(path.read_text().replace("left_top", "top"))
-    with pytest.raises(ValueError, match=r"its keypoints \(top, right_top.*\) are not those of the model"):
+    with pytest.raises(ValueError, match=r"its keypoints \(top, right_top.*\) are not the model's"):
         mw.evaluate(tmp_path / "run", data=corners_folder, console=console)

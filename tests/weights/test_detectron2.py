@@ -188,6 +188,11 @@ def test_what_does_not_fit_is_named(theirs, tmp_path):
     flat = {name: value for name, value in state.items() if "fpn_" not in name}
     with pytest.raises(ValueError, match=r"it has no FPN \(C4 or DC5\)"):
         import_weights(write(tmp_path / "c.pkl", flat), system="mask-rcnn-r50-fpn", out=tmp_path / "c")
+    for name in ("backbone.bottom_up.res2.0.conv2.weight", "roi_heads.box_predictor.cls_score.weight"):
+        with pytest.raises(ValueError, match=f"{name} is \\(\\), expected"):
+            convert({**state, name: torch.zeros(())})
+    with pytest.raises(ValueError, match=r"res2\.0\.conv2\.weight is missing"):
+        convert({key: value for key, value in state.items() if key != "backbone.bottom_up.res2.0.conv2.weight"})
     assert not list(tmp_path.glob("?"))
     usual = {
         **state,
@@ -263,6 +268,9 @@ def test_nothing_is_run(tmp_path):
         (b"", "empty, cut off or not a pickle"),
         (b"\x80\x02" + 5000 * b"(", "cut off or not a pickle"),
         (pickle.dumps({"a": print}), "holds builtins.print"),
+        (b"\x80\x02}" + b")" + b"\x85" * 1_000_000 + b"Ns.", "holds 1000000 tuples"),
+        (b"\x80\x02Nr" + (50_000_000).to_bytes(4, "little") + b".", "holds a place number beyond its own length"),
+        (pickle.dumps(frozenset([1]), protocol=4), "holds FROZENSET"),
         (pickle.dumps({"a": np.zeros(3)}).replace(b"\x4b\x03", b"\x4b\x7f"), "cannot reshape|damaged"),
     ],
 )
@@ -270,3 +278,20 @@ def test_damaged_and_other_pickles_are_refused(tmp_path, content, message):
     (tmp_path / "bad.pkl").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_pickle(tmp_path / "bad.pkl")
+
+
+def test_what_is_there_twice_is_made_once(tmp_path):
+    nested, array = [], np.zeros(1000, dtype=np.float32)
+    for _ in range(60):
+        nested = [nested, nested]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"deep": nested, "many": [array] * 300}))
+    found = read_pickle(tmp_path / "a.pkl")
+    assert len({id(tensor) for tensor in found["many"]}) == 1
+
+
+def test_a_file_cannot_change_its_reader(tmp_path):
+    """BUILD with slots sets attributes of whatever lies on the stack."""
+    encode = b"\x80\x02c_codecs\nencode\nN}X\x05\x00\x00\x00evilsNs\x86b."
+    (tmp_path / "a.pkl").write_bytes(encode.replace(b"N}X\x05\x00\x00\x00evilsNs\x86", b"N}X\x04\x00\x00\x00evilNs\x86"))
+    with pytest.raises(ValueError, match="not a pickle"):
+        read_pickle(tmp_path / "a.pkl")
