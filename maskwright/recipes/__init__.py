@@ -37,6 +37,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "fcos-r50-torchvision": fcos.fcos_r50_torchvision,
     "fcos-small": fcos.fcos_small,
     "keypoint-rcnn-r50-fpn": mask_rcnn.keypoint_rcnn_r50_fpn,
+    "keypoint-rcnn-r50-fpn-torchvision": mask_rcnn.keypoint_rcnn_r50_fpn_torchvision,
     "keypoint-rcnn-small": mask_rcnn.keypoint_rcnn_small,
     "mask-keypoint-rcnn-r50-fpn": mask_rcnn.mask_keypoint_rcnn_r50_fpn,
     "mask-keypoint-rcnn-small": mask_rcnn.mask_keypoint_rcnn_small,

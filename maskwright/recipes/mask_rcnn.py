@@ -83,6 +83,14 @@ def mask_rcnn_r50_fpn_torchvision() -> Recipe:
     return _paper("mask-rcnn-r50-fpn-torchvision", _TORCHVISION)
 
 
+def keypoint_rcnn_r50_fpn_torchvision() -> Recipe:
+    """Keypoint R-CNN, R50-FPN, with torchvision's parts, 46 epochs: its own reaches box AP 54.6, keypoint AP 65.0."""
+    drops = {"drops": (36 / 46, 43 / 46)}
+    longer = {"epochs": 46.0, "schedule": _TORCHVISION.schedule.model_copy(update=drops)}
+    jitter = AugmentOptions(short_sides=(640, 672, 704, 736, 768, 800))
+    return _paper("keypoint-rcnn-r50-fpn-torchvision", _TORCHVISION.model_copy(update={**longer, "augment": jitter}))
+
+
 def faster_rcnn_r50_c4() -> Recipe:
     """Faster R-CNN, R50-C4, 1x: expect box AP 35.7 (detectron2 model zoo)."""
     return _paper("faster-rcnn-r50-c4", _SGD_1X)

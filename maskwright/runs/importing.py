@@ -13,11 +13,12 @@ from maskwright.weights.conversion import Converted, Source
 from maskwright.weights.files import read_state_dict
 
 _EMBEDMASK = [f"embedmask-{depth}{version}" for depth in ("r50", "r101") for version in ("", "-arxiv", "-scalar", "-fused")]
-_DETECTRON2 = ["keypoint-rcnn-r50-fpn", "mask-keypoint-rcnn-r50-fpn", "mask-rcnn-r101-fpn", "mask-rcnn-x101-fpn"]
+_DETECTRON2 = ["mask-keypoint-rcnn-r50-fpn", "mask-rcnn-r101-fpn", "mask-rcnn-x101-fpn"]
 IMPORTABLE: dict[str, tuple[str, ...]] = {  # what is asked for → builders with the parts such weights were trained with
     "deepmask-r50": ("deepmask-r50",),
     "faster-rcnn-r50-fpn": ("faster-rcnn-r50-fpn-torchvision", "faster-rcnn-r50-fpn"),
     "fcos-r50": ("fcos-r50-torchvision",),
+    "keypoint-rcnn-r50-fpn": ("keypoint-rcnn-r50-fpn-torchvision", "keypoint-rcnn-r50-fpn"),
     "mask-rcnn-r50-fpn": ("mask-rcnn-r50-fpn-torchvision", "mask-rcnn-r50-fpn"),
     "mnc-vgg16": ("mnc-vgg16-released",),
     "sharpmask-r50": ("sharpmask-r50",),
@@ -39,7 +40,7 @@ def import_weights(
 ) -> ModelCard:
     """Make a run of another toolkit's checkpoint, whatever its classes.
 
-    torchvision's Faster and Mask R-CNN (R50-FPN, first versions) and FCOS; detectron2's R-CNNs on FPN
+    torchvision's Faster, Mask and Keypoint R-CNN (R50-FPN, first versions) and FCOS; detectron2's R-CNNs on FPN
     (.pkl files of its zoo, or .pth); the authors' EmbedMask, DeepMask and SharpMask
     (.t7 files of Torch7) and MNC (.caffemodel or .caffemodel.h5 of Caffe). The run records the parts these weights were trained
     with, so that it answers as the original does. Rows keep their numbers as original ids; where

@@ -47,7 +47,11 @@ from maskwright.systems.multipath import multipath_small, multipath_vgg16
 from maskwright.systems.sharpmask import sharpmask_r50, sharpmask_small
 from maskwright.systems.system import Loss, System, Task
 from maskwright.systems.torchvision_fcos import fcos_r50_torchvision
-from maskwright.systems.torchvision_rcnn import faster_rcnn_r50_fpn_torchvision, mask_rcnn_r50_fpn_torchvision
+from maskwright.systems.torchvision_rcnn import (
+    faster_rcnn_r50_fpn_torchvision,
+    keypoint_rcnn_r50_fpn_torchvision,
+    mask_rcnn_r50_fpn_torchvision,
+)
 
 __all__ = ["SYSTEMS", "Builder", "Loss", "System", "Task", "find_builder"]
 
@@ -81,6 +85,7 @@ SYSTEMS: dict[str, Builder] = {
     "fcos-r50-torchvision": fcos_r50_torchvision,
     "fcos-small": fcos_small,
     "keypoint-rcnn-r50-fpn": keypoint_rcnn_r50_fpn,
+    "keypoint-rcnn-r50-fpn-torchvision": keypoint_rcnn_r50_fpn_torchvision,
     "keypoint-rcnn-small": keypoint_rcnn_small,
     "mask-keypoint-rcnn-r50-fpn": mask_keypoint_rcnn_r50_fpn,
     "mask-keypoint-rcnn-small": mask_keypoint_rcnn_small,

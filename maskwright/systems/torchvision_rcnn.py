@@ -1,7 +1,7 @@
-"""Faster and Mask R-CNN as torchvision builds them: the networks of mask_rcnn.py, other parts.
+"""Faster, Mask and Keypoint R-CNN as torchvision builds them: the networks of mask_rcnn.py, other parts.
 
-Source: torchvision's `fasterrcnn_resnet50_fpn` and `maskrcnn_resnet50_fpn` (BSD 3-Clause), its first versions. Weights
-trained with these parts lose accuracy with others; imported checkpoints are therefore built from them.
+Source: torchvision's `fasterrcnn_resnet50_fpn`, `maskrcnn_resnet50_fpn` and `keypointrcnn_resnet50_fpn` (BSD 3-Clause), their
+first versions. Weights trained with these parts lose accuracy with others; imported checkpoints are therefore built from them.
 
 Differs from mask_rcnn.py: image sizes are rounded down and resized without antialiasing; anchors are rounded, and laid a
 whole number of pixels apart; an object that overlaps no anchor makes all anchors without overlap positive; smooth L1 with
@@ -12,6 +12,7 @@ Legend: R RoIs of one image · M mask side · h, w a mask's window · S samples 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from maskwright.layers.grids import RoundedAnchors
 from maskwright.layers.roi import RoiAlign
 from maskwright.structures import InputSpec, MaskProbs, Masks, ResizeRule
 from maskwright.structures import boxes as box_functions
+from maskwright.systems.keypoint_rcnn import KeypointHead
 from maskwright.systems.mask_rcnn import ANCHORS_FPN, BoxHead, FasterRCNN, MaskHead, RoiSampler
 from maskwright.systems.rpn import RegionProposalNetwork
 
@@ -117,8 +119,48 @@ def whole_pixel_windows(probs: Tensor, boxes: Tensor) -> MaskProbs:
 # Sizes
 
 
+STRIDES = (4, 8, 16, 32)
+
+
+def _pool(side: int) -> RoiAlign:
+    return RoiAlign(side, strides=STRIDES, sampling_ratio=2, aligned=False, level_tolerance=1e-6)
+
+
+def _parts(
+    *, num_classes: int, norm_eps: float, num_proposals: int, score_threshold: float, short_px: int, long_px: int
+) -> dict[str, Any]:
+    """All of the networks but their instance heads."""
+    body = Backbone("resnet50", strides=STRIDES, norm="frozen", norm_eps=norm_eps)
+    return {
+        "input": InputSpec(resize=ResizeRule(short_px, long_px, rounding="floor", antialias=False)),
+        "backbone": body,
+        "fpn": FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1)),
+        "rpn": RegionProposalNetwork(
+            256,
+            anchors=RoundedAnchors(ANCHORS_FPN),
+            matcher=IouMatcher(positive=0.7, negative=0.3, rescue_above=-1.0),
+            sampler=SampledMeanSampler(256, positive_fraction=0.5),
+            box_beta=BETA,
+            min_side_px=1e-3,
+        ),
+        "roi_sampler": RoiSampler(num_classes=num_classes, per_image=512),
+        "box_head": BoxHead(
+            256,
+            hidden=1024,
+            num_classes=num_classes,
+            pool=_pool(7),
+            box_beta=BETA,
+            score_threshold=score_threshold,
+            min_side_px=1e-2,
+        ),
+        "num_proposals": num_proposals,
+        "num_training_proposals": 2000,
+        "num_candidates": (2000, 0),
+    }
+
+
 def _torchvision_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
-    """Builder of one of the two, from torchvision's parts."""
+    """Builder of boxes, or of boxes and masks."""
 
     def build(
         *,
@@ -130,41 +172,16 @@ def _torchvision_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterR
         short_px: int = 800,
         long_px: int = 1333,
     ) -> FasterRCNN:
-        strides = (4, 8, 16, 32)
-        body = Backbone("resnet50", strides=strides, norm="frozen", norm_eps=norm_eps)
-
-        def pool(side: int) -> RoiAlign:
-            return RoiAlign(side, strides=strides, sampling_ratio=2, aligned=False, level_tolerance=1e-6)
-
-        mask = MaskHead(256, num_classes=num_classes, pool=pool(14), targets=soft_mask_targets, lay=whole_pixel_windows)
-        return FasterRCNN(
-            input=InputSpec(resize=ResizeRule(short_px, long_px, rounding="floor", antialias=False)),
-            backbone=body,
-            fpn=FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1)),
-            rpn=RegionProposalNetwork(
-                256,
-                anchors=RoundedAnchors(ANCHORS_FPN),
-                matcher=IouMatcher(positive=0.7, negative=0.3, rescue_above=-1.0),
-                sampler=SampledMeanSampler(256, positive_fraction=0.5),
-                box_beta=BETA,
-                min_side_px=1e-3,
-            ),
-            roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
-            box_head=BoxHead(
-                256,
-                hidden=1024,
-                num_classes=num_classes,
-                pool=pool(7),
-                box_beta=BETA,
-                score_threshold=score_threshold,
-                min_side_px=1e-2,
-            ),
-            instance_heads={"mask": mask} if has_masks else {},
+        parts = _parts(
+            num_classes=num_classes,
+            norm_eps=norm_eps,
             num_proposals=num_proposals,
-            num_training_proposals=2000,
-            num_candidates=(2000, 0),
-            max_detections=max_detections,
+            score_threshold=score_threshold,
+            short_px=short_px,
+            long_px=long_px,
         )
+        mask = MaskHead(256, num_classes=num_classes, pool=_pool(14), targets=soft_mask_targets, lay=whole_pixel_windows)
+        return FasterRCNN(**parts, instance_heads={"mask": mask} if has_masks else {}, max_detections=max_detections)
 
     build.__doc__ = summary
     return build
@@ -176,3 +193,27 @@ faster_rcnn_r50_fpn_torchvision = _torchvision_rcnn(
 mask_rcnn_r50_fpn_torchvision = _torchvision_rcnn(
     has_masks=True, summary="Mask R-CNN, R50-FPN, with torchvision's parts: for weights from there."
 )
+
+
+def keypoint_rcnn_r50_fpn_torchvision(
+    *,
+    num_classes: int,
+    num_keypoints: int = 17,
+    norm_eps: float = 1e-5,
+    max_detections: int = 100,
+    num_proposals: int = 1000,
+    score_threshold: float = 0.05,
+    short_px: int = 800,
+    long_px: int = 1333,
+) -> FasterRCNN:
+    """Keypoint R-CNN, R50-FPN, with torchvision's parts: for weights from there."""
+    parts = _parts(
+        num_classes=num_classes,
+        norm_eps=norm_eps,
+        num_proposals=num_proposals,
+        score_threshold=score_threshold,
+        short_px=short_px,
+        long_px=long_px,
+    )
+    head = KeypointHead(256, num_keypoints=num_keypoints, pool=_pool(14))
+    return FasterRCNN(**parts, instance_heads={"keypoint": head}, max_detections=max_detections)

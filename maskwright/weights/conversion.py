@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from maskwright.structures import KeypointSchema
+from maskwright.structures import COCO_PERSON, KeypointSchema
 
 COCO_ROWS: list[str] = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # by COCO's id, "N/A" where there is none
 VOC_ROWS: tuple[str, ...] = tuple(FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"][1:])
@@ -86,6 +86,18 @@ def rename(
             raise ValueError(f"{whole} has only the first of its two parts")
         tensors[whole] = torch.cat([first, tensors.pop(f"{whole}#1")])
     return tensors
+
+
+def person_keypoints(layer: Tensor | None) -> KeypointSchema:
+    """COCO's keypoints, for the layer (C, J, k, k) that tells them.
+
+    Raises:
+        ValueError: there is no such layer, or it tells others, whose names nobody knows.
+    """
+    joints = 0 if layer is None or layer.ndim != 4 else layer.shape[1]
+    if joints != len(COCO_PERSON.names):
+        raise ValueError(f"it has {joints} keypoints whose names the file does not hold: only COCO's 17 can be imported")
+    return COCO_PERSON
 
 
 def numbered(num_classes: int) -> tuple[tuple[str, ...], tuple[int, ...]]:

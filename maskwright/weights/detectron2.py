@@ -9,8 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from maskwright.structures import COCO_PERSON
-from maskwright.weights.conversion import COCO_ROWS, Converted, numbered, rename
+from maskwright.weights.conversion import COCO_ROWS, Converted, numbered, person_keypoints, rename
 
 _KIND = r"\.(?P<kind>weight|bias)"
 _NORM = r"\.norm\.(?P<part>weight|bias|running_mean|running_var)"
@@ -72,10 +71,8 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     arguments = {"num_classes": count, "weights_origin": "detectron2-x101" if is_resnext else "detectron2"}
     points = None
     if has_points:
-        arguments["num_keypoints"] = joints = _shape(state, "roi_heads.keypoint_head.score_lowres.weight", 4)[1]
-        if joints != len(COCO_PERSON.names):
-            raise ValueError(f"it has {joints} keypoints whose names the file does not hold: only COCO's 17 can be imported")
-        points = COCO_PERSON
+        points = person_keypoints(state.get("roi_heads.keypoint_head.score_lowres.weight"))
+        arguments["num_keypoints"] = len(points.names)
     system = f"{kind}-rcnn-{'x101' if is_resnext else depth}-fpn"
     return Converted(tensors, system=system, arguments=arguments, names=names, ids=ids, keypoints=points)
 

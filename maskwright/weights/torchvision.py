@@ -1,4 +1,4 @@
-"""Weights of torchvision's Faster and Mask R-CNN (R50-FPN, first versions) and FCOS, in our names.
+"""Weights of torchvision's Faster, Mask and Keypoint R-CNN (R50-FPN, first versions) and FCOS, in our names.
 
 Theirs hold the background as the first class, R-CNN's ours as the last; the background's box, mask and, with FCOS, class, which
 nothing ever reads or trains, are left out.
@@ -8,9 +8,13 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
+    KeypointRCNN_ResNet50_FPN_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+)
 
-from maskwright.weights.conversion import COCO_ROWS, Converted, numbered, rename
+from maskwright.weights.conversion import COCO_ROWS, Converted, numbered, person_keypoints, rename
 
 _KIND = r"\.(?P<kind>weight|bias)"
 _BODY = (r"backbone\.body\.(?P<rest>.+)", "backbone.network.{rest}")
@@ -29,10 +33,13 @@ _RCNN = [  # theirs → ours; files written before torchvision 0.13 lack the opt
     (r"roi_heads\.mask_head\.mask_fcn(?P<number>[1-4])" + _KIND, "instance_heads.mask.convs.{number}.{kind}"),
     (r"roi_heads\.mask_predictor\.conv5_mask" + _KIND, "instance_heads.mask.deconv.{kind}"),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits" + _KIND, "instance_heads.mask.predictor.{kind}"),
+    (r"roi_heads\.keypoint_head\.(?P<place>\d+)" + _KIND, "instance_heads.keypoint.convs.{place}.{kind}"),
+    (r"roi_heads\.keypoint_predictor\.kps_score_lowres" + _KIND, "instance_heads.keypoint.deconv.{kind}"),
 ]
 _RCNN_TABLES = {
     "level": {"0": "4", "1": "8", "2": "16", "3": "32"},
     "number": {"1": "0", "2": "1", "3": "2", "4": "3"},
+    "place": {str(2 * layer): str(layer) for layer in range(8)},
 }
 _FCOS = [
     _BODY,
@@ -48,7 +55,8 @@ _FCOS = [
 _FCOS_TABLES = {"level": {"0": "8", "1": "16", "2": "32"}, "extra": {"p6": "0", "p7": "1"}}
 
 OFFICIAL = {
-    w.COCO_V1.url.rsplit("-", 1)[1].split(".")[0] for w in (FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights)
+    w.COCO_V1.url.rsplit("-", 1)[1].split(".")[0]
+    for w in (FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights, KeypointRCNN_ResNet50_FPN_Weights)
 }
 """Beginnings of the SHA-256 of the files torchvision publishes whose norms want eps 0 (those of FCOS want the usual 1e-5)."""
 
@@ -79,13 +87,19 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
         elif name.startswith("instance_heads.mask.predictor."):
             tensors[name] = value[1:]
     names, ids = _classes(len(state["roi_heads.box_predictor.cls_score.weight"]) - 1)
-    has_masks = any(name.startswith("instance_heads.mask.") for name in tensors)
+    heads = [head for head in ("mask", "keypoint") if any(name.startswith(f"instance_heads.{head}.") for name in tensors)]
+    arguments, points = {"num_classes": len(names)}, None
+    if "keypoint" in heads:
+        points = person_keypoints(tensors.get("instance_heads.keypoint.deconv.weight"))
+        arguments["num_keypoints"] = len(points.names)
+        names = ("person",) if len(names) == 1 else names
     return Converted(
         tensors,
-        system=f"{'mask' if has_masks else 'faster'}-rcnn-r50-fpn-torchvision",
-        arguments={"num_classes": len(names)},
+        system=f"{'-'.join(heads) or 'faster'}-rcnn-r50-fpn-torchvision",
+        arguments=arguments,
         names=names,
         ids=ids,
+        keypoints=points,
         norm_eps_unknown=not any(name.endswith("num_batches_tracked") for name in state),
     )
 

@@ -6,7 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2, maskrcnn_resnet50_fpn
+from torchvision.models.detection import (
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    keypointrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn,
+)
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import maskrcnn_loss, paste_masks_in_image, project_masks_on_boxes
@@ -331,6 +336,29 @@ def test_import_of_faster_rcnn_with_coco_rows_and_older_names(tmp_path):
     assert len(heard) == 2  # norms trained along cannot have been frozen with eps 0
 
 
+@torch.no_grad()
+def test_keypoints_from_image_to_joint(pictures, tmp_path):
+    options = {"weights": None, "weights_backbone": None, "num_classes": 2, "min_size": SHORT_PX, "max_size": LONG_PX}
+    theirs = keypointrcnn_resnet50_fpn(**options, box_score_thresh=0.5)
+    randomize(theirs)
+    torch.save(theirs.eval().state_dict(), tmp_path / "theirs.pth")
+    arguments = {"short_px": SHORT_PX, "long_px": LONG_PX, "score_threshold": 0.5}
+    card = import_weights(tmp_path / "theirs.pth", system="keypoint-rcnn-r50-fpn", out=tmp_path / "run", arguments=arguments)
+    assert card.system == "keypoint-rcnn-r50-fpn-torchvision"
+    assert card.categories.names == ("person",)
+    assert card.categories.keypoints.names[-1] == "right_ankle"
+    ours = open_model(tmp_path / "run")[0].eval()
+    expected = theirs([p / 255 for p in pictures])
+    for a, answer in zip(expected, ours.predict(batch_of(ours, pictures)), strict=True):
+        assert len(a["boxes"]) == len(answer) >= 5
+        same = box_iou(a["boxes"], answer.boxes)
+        b = answer[same.argmax(dim=1)]
+        close(a["boxes"], b.boxes, atol=0.05)
+        close(a["scores"], b.scores)
+        apart = (a["keypoints"][..., :2] - b.keypoints[..., :2]).abs().amax(dim=-1)
+        assert (apart <= 0.01).float().mean() >= 0.9  # a width may round up to another grid; equal peaks
+
+
 def test_what_cannot_be_imported_is_named(run, theirs, tmp_path):
     def refused(state, message, system="mask-rcnn-r50-fpn", **options):
         torch.save(state, tmp_path / "bad.pth")
@@ -340,7 +368,10 @@ def test_what_cannot_be_imported_is_named(run, theirs, tmp_path):
 
     state = theirs.state_dict()
     refused({k: v for k, v in state.items() if "fc6" not in k}, r"bad\.pth: .*missing box_head\.fc1\.weight")
-    refused(state | {"roi_heads.keypoint_head.0.weight": torch.zeros(1)}, r"left over: roi_heads\.keypoint_head\.0\.weight")
+    refused(state | {"roi_heads.other_head.0.weight": torch.zeros(1)}, r"left over: roi_heads\.other_head\.0\.weight")
+    refused(
+        state | {"roi_heads.keypoint_head.0.weight": torch.zeros(1)}, "it has 0 keypoints whose names the file does not hold"
+    )
     refused(
         state | {"rpn.head.conv.0.0.weight": torch.zeros(2, 2)}, r"rpn\.conv\.weight is \(2, 2\), expected \(256, 256, 3, 3\)"
     )
@@ -366,7 +397,7 @@ def test_published_files_are_known_by_their_hash(theirs, tmp_path, monkeypatch):
 
     torch.save(theirs.state_dict(), tmp_path / "x.pth")
     digest = hashlib.sha256((tmp_path / "x.pth").read_bytes()).hexdigest()
-    assert {"258fb6c6", "bf2d0c1e"} == torchvision.OFFICIAL
+    assert {"258fb6c6", "bf2d0c1e", "fc266e95"} == torchvision.OFFICIAL
     monkeypatch.setattr(torchvision, "OFFICIAL", {digest[:8]})
     card = import_weights(tmp_path / "x.pth", system="mask-rcnn-r50-fpn", out=tmp_path / "run")
     assert card.arguments["norm_eps"] == 0.0
