@@ -120,7 +120,7 @@ def _report_training(out: Path, system: str, device: str, console: Console | Non
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics by kind, "bbox", "segm" and "boundary", and the detections they were computed from.
+    """Metrics by kind, "bbox", "segm", "boundary" and "keypoints", and the detections they were computed from.
 
     Where classes are ignored there is also the recall of the answers as proposals; where they are not, VOC's mAP^r of masks.
     """
