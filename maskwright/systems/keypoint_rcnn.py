@@ -177,4 +177,4 @@ def _small_keypoint_rcnn(*, has_masks: bool, summary: str) -> Callable[..., Fast
 
 
 keypoint_rcnn_small = _small_keypoint_rcnn(has_masks=False, summary="Keypoint R-CNN for a CPU and for tests: 4.9 M parameters.")
-mask_keypoint_rcnn_small = _small_keypoint_rcnn(has_masks=True, summary="Masks and keypoints for a CPU and for tests: 5.5 M.")
+mask_keypoint_rcnn_small = _small_keypoint_rcnn(has_masks=True, summary="Masks and keypoints for a CPU: 5.5 M parameters.")

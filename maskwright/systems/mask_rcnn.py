@@ -16,6 +16,7 @@ Legend: B images · H, W padded input · A anchors per cell · P cells of a leve
 R RoIs of the batch · C channels · K classes, with the background as the last of K + 1 columns · M mask side.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -248,7 +249,7 @@ class BoxSelection(nn.Module):
         return answers
 
 
-class BoxBranch(BoxSelection):
+class BoxBranch(BoxSelection, ABC):
     """What all box heads have in common: class and class-specific box from a vector for each RoI.
 
     Args:
@@ -277,9 +278,9 @@ class BoxBranch(BoxSelection):
         init_normal(self.deltas, std=0.001)
         self.box_beta = box_beta
 
+    @abstractmethod
     def vectors(self, features: Features, rois: Rois) -> Tensor:
         """The vector of each RoI, (R, width)."""
-        raise NotImplementedError
 
     def forward(self, features: Features, rois: Rois) -> tuple[Tensor, Tensor]:
         """Class logits (R, K + 1), background last, and deltas (R, K, 4)."""
@@ -354,7 +355,7 @@ def mask_targets(masks: Masks, boxes: Tensor, rows: Tensor, *, side: int) -> Ten
     return (masks.coverage(boxes, rows, side=side, samples=4) >= 0.5).to(torch.float32)
 
 
-class MaskBranch(nn.Module):
+class MaskBranch(nn.Module, ABC):
     """What all mask heads have in common: what they learn, and how their answers become masks.
 
     Args:
@@ -372,9 +373,9 @@ class MaskBranch(nn.Module):
         self.targets = targets
         self.lay = lay
 
+    @abstractmethod
     def forward(self, features: Features, rois: Rois, labels: Tensor) -> Tensor:
         """Mask logits of each RoI for the class it is given, (R, M, M)."""
-        raise NotImplementedError
 
     def loss(self, features: Features, sampled: SampledRois, targets: list[Instances]) -> dict[str, Loss]:
         """Sigmoid cross entropy per pixel on the mask of the object's class alone: classes do not compete."""

@@ -11,6 +11,7 @@ from maskwright.structures import Instances, Masks
 from maskwright.systems import SYSTEMS
 from maskwright.systems.mask_rcnn import MaskHead, SampledRois
 from maskwright.systems.mask_rcnn_rivals import AgnosticMaskHead, MlpMaskHead, SoftmaxMaskHead
+from tests.contract.test_contract import batch_of, objects, total
 
 STRIDES = (4, 8)
 POOL = RoiAlign(14, strides=STRIDES, sampling_ratio=2)
@@ -137,8 +138,6 @@ def test_the_class_does_not_matter_to_an_agnostic_head():
 @pytest.mark.parametrize("mask", ["softmax", "agnostic", "mlp"])
 @pytest.mark.parametrize("roi", ["align", "align-max", "align-legacy", "pool", "warp", "warp-mean"])
 def test_every_combination_trains_and_predicts(mask, roi):
-    from tests.contract.test_contract import batch_of, objects, total
-
     torch.manual_seed(0)
     system = SYSTEMS["mask-rcnn-rivals-small"](num_classes=3, mask=mask, roi=roi, score_threshold=0.0, max_detections=5)
     batch, targets = batch_of(system, [(64, 96)]), [objects((64, 96), 3)]
