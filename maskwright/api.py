@@ -26,6 +26,7 @@ from maskwright.data.coco import CocoDataset
 from maskwright.data.coco_results import check_results
 from maskwright.data.files import read_json
 from maskwright.evaluation import DetectionMetrics, default_limits, evaluate_detections
+from maskwright.evaluation.cityscapes import CityscapesMetrics, evaluate_cityscapes, is_cityscapes
 from maskwright.evaluation.detection import COCO_LIMITS, check_limits, proposal_limits
 from maskwright.evaluation.overlaps import Kind
 from maskwright.evaluation.proposals import ProposalMetrics, evaluate_proposals
@@ -122,13 +123,15 @@ def _report_training(out: Path, system: str, device: str, console: Console | Non
 class Evaluation:
     """Metrics by kind, "bbox", "segm", "boundary" and "keypoints", and the detections they were computed from.
 
-    Where classes are ignored there is also the recall of the answers as proposals; where they are not, VOC's mAP^r of masks.
+    Where classes are ignored there is also the recall of the answers as proposals; where they are not, VOC's mAP^r of masks,
+    and on Cityscapes the AP of its benchmark.
     """
 
     metrics: dict[Kind, DetectionMetrics]
     results: list[dict[str, Any]]
     proposals: dict[Kind, ProposalMetrics] = field(default_factory=dict)
     regions: RegionMetrics | None = None
+    cityscapes: CityscapesMetrics | None = None
 
 
 def evaluate(
@@ -281,11 +284,13 @@ class _Scoring:
             proposals = evaluate_proposals(self.dataset, results, kinds=kinds, max_detections=limits)
         has_regions = "segm" in answered.kinds and not self.class_agnostic
         regions = evaluate_regions(self.dataset, results) if has_regions else None
+        is_benchmark = has_regions and is_cityscapes(self.dataset)
+        cityscapes = evaluate_cityscapes(self.dataset, results) if is_benchmark else None
         if self.report is None:
             metrics = evaluate_detections(
                 self.dataset, results, kinds=answered.kinds, max_detections=limits, class_agnostic=self.class_agnostic
             )
-            return Evaluation(metrics, results, proposals, regions)
+            return Evaluation(metrics, results, proposals, regions, cityscapes)
         console = self.console or Console(markup=False)
         comparison = assemble(
             self.dataset,
@@ -301,4 +306,4 @@ class _Scoring:
             publish(comparison, self.dataset, {name: answered}, self.report, console)
         except OSError as error:  # the numbers are not lost with the page
             console.print(f"{self.report}: the report could not be written ({error.strerror}): name another with --report")
-        return Evaluation(comparison.rows[0].metrics[0], results, proposals, regions)
+        return Evaluation(comparison.rows[0].metrics[0], results, proposals, regions, cityscapes)

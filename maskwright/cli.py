@@ -211,7 +211,7 @@ def predict(
     run: Annotated[Path, typer.Argument(help="Run folder or weights file.")],
     images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
-    format: Annotated[str, typer.Option(help="Of coco, geojson, png; separated by commas.")] = "coco,png",
+    format: Annotated[str, typer.Option(help="Of cityscapes, coco, geojson, png; separated by commas.")] = "coco,png",
     threshold: Annotated[float, typer.Option(help="Leave out objects with lower scores.")] = 0.5,
     max_detections: Annotated[int | None, typer.Option(help="Objects of an image at most.")] = None,
     set_: ArgumentsOption = None,

@@ -10,6 +10,7 @@ from torch import nn
 
 from maskwright.api import Evaluation
 from maskwright.evaluation import DetectionMetrics
+from maskwright.evaluation.cityscapes import CityscapesMetrics
 from maskwright.evaluation.comparison import Comparison
 from maskwright.evaluation.detection import KIND_NAMES, percent
 from maskwright.evaluation.overlaps import Kind
@@ -75,6 +76,8 @@ def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:
     yield from metric_tables(evaluation.metrics)
     if evaluation.regions is not None:
         yield region_table(evaluation.regions)
+    if evaluation.cityscapes is not None:
+        yield cityscapes_table(evaluation.cityscapes)
 
 
 def proposal_tables(proposals: Mapping[Kind, ProposalMetrics]) -> Iterator[Table]:
@@ -114,6 +117,15 @@ def region_table(regions: RegionMetrics) -> Table:
     columns = [*(f"at {threshold:g}" for threshold in regions.map), "0.1 to 0.9"]
     table = Table("", *columns, title="VOC, in percent, 11 points", title_justify="left", box=None)
     table.add_row("mAP^r", *(percent(v) for v in regions.map.values()), percent(regions.volume))
+    return table
+
+
+def cityscapes_table(metrics: CityscapesMetrics) -> Table:
+    """AP in percent, of all classes and of each."""
+    table = Table("Cityscapes", "AP", "AP50", title="of masks, in percent, by the benchmark", title_justify="left", box=None)
+    table.add_row("all", percent(metrics.ap), percent(metrics.ap50))
+    for name, (ap, ap50) in metrics.per_class.items():
+        table.add_row(name, percent(ap), percent(ap50))
     return table
 
 

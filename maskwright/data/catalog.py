@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from maskwright.data.cityscapes import read_cityscapes
 from maskwright.data.coco import CocoDataset, parse_coco
 from maskwright.data.files import read_json
 from maskwright.data.voc import read_sbd, read_voc
@@ -17,7 +18,7 @@ _VOC_FOLDERS = (".", "VOC2012", "VOCdevkit/VOC2012")
 
 @dataclass(frozen=True)
 class Source:
-    """One annotation file with the folder its images lie in, and what reads it as COCO annotations."""
+    """One annotation file, or a folder of them, with the folder its images lie in, and what reads it as COCO annotations."""
 
     annotations: Path
     images: Path
@@ -28,8 +29,8 @@ def find_split(data: Path, split: Literal["train", "val"]) -> Source | None:
     """The files of a split in a folder, in one of the layouts people have; None where there is none.
 
     Layouts: `images/ + annotations/train.json`, COCO 2017 (`annotations/instances_train2017.json` + `train2017/`),
-    Roboflow (`train/_annotations.coco.json`, images beside it), VOC 2012 (`ImageSets/Segmentation/train.txt`), and
-    SBD (`train.txt` beside `inst/`, `cls/` and `img/`).
+    Roboflow (`train/_annotations.coco.json`, images beside it), VOC 2012 (`ImageSets/Segmentation/train.txt`), SBD
+    (`train.txt` beside `inst/`, `cls/` and `img/`), and Cityscapes (`gtFine/train/` and `leftImg8bit/train/`).
     """
     for name in _SPLIT_NAMES[split]:
         plain = data / "annotations" / f"{name}.json"
@@ -48,7 +49,10 @@ def find_split(data: Path, split: Literal["train", "val"]) -> Source | None:
         if voc.is_file():
             return Source(voc, data / place / "JPEGImages", read_voc)
     sbd = data / f"{split}.txt"
-    return Source(sbd, data / "img", read_sbd) if sbd.is_file() and (data / "inst").is_dir() else None
+    if sbd.is_file() and (data / "inst").is_dir():
+        return Source(sbd, data / "img", read_sbd)
+    maps = data / "gtFine" / split
+    return Source(maps, data / "leftImg8bit" / split, read_cityscapes) if maps.is_dir() else None
 
 
 def open_split(
@@ -79,8 +83,8 @@ def open_split(
         raise ValueError(
             f"{data}: found no {split} annotations; expected annotations/{split}.json with images/, "
             f"annotations/instances_{split}2017.json with {split}2017/, {split}/_annotations.coco.json, VOC's "
-            f"ImageSets/Segmentation/{split}.txt, or SBD's {split}.txt with inst/; or give one annotation file with "
-            "--images DIR"
+            f"ImageSets/Segmentation/{split}.txt, SBD's {split}.txt with inst/, or Cityscapes' gtFine/{split}/ with "
+            f"leftImg8bit/{split}/; or give one annotation file with --images DIR"
         )
     if needs_images and not source.images.is_dir():
         raise ValueError(f"{source.images}: there is no such image folder (for {source.annotations})")

@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 
-from maskwright.data.files import atomic_write, write_json
+from maskwright.data.cityscapes import CLASSES
+from maskwright.data.coco import Categories
+from maskwright.data.files import atomic_write, write_json, write_text
 from maskwright.data.images import ImageError, list_images
 from maskwright.inference.predictor import Model, load
 from maskwright.inference.results import CocoFile, Result
 from maskwright.runs.progress import shown
 
-FORMATS = ("coco", "geojson", "png")
+FORMATS = ("cityscapes", "coco", "geojson", "png")
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,10 @@ def predict_files(
     device: str = "auto",
     console: Console | None = None,
 ) -> Predictions:
-    """Predict images and folders, and write predictions.json (COCO), overlays (PNG) and outlines (GeoJSON).
+    """Predict images and folders, and write files.
+
+    These are predictions.json (COCO), overlays (PNG), outlines (GeoJSON), and, as the benchmark of Cityscapes takes them, a
+    mask for each object and NAME.txt, which lists them.
 
     An image that cannot be read is named at the end; the others are not held up by it.
 
@@ -46,24 +53,22 @@ def predict_files(
         run: a run folder, a weights file, or a model already loaded.
         sources: images, and folders searched with their sub-folders.
         out: the folder to write into.
-        formats: of "coco", "geojson", "png".
+        formats: of "cityscapes", "coco", "geojson", "png".
         threshold: objects with lower scores are left out.
         max_detections: objects of an image at most.
         arguments: of the system in place of the saved ones, where `run` is a path; for example {"short_px": 600}.
 
     Raises:
-        ValueError: no images, an unknown format, or a run that cannot be opened.
+        ValueError: no images, an unknown format, one that does not fit the model, or a run that cannot be opened.
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise ValueError(f"no format is named {', '.join(unknown)}: there are {', '.join(FORMATS)}")
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is a file, expected a folder to write into")
+    _check(formats, out)
     files = _find(sources, out)
     names = _unique_names([name for _, name in files])
     _protect_inputs([path for path, _ in files], out, names)
     model = run if isinstance(run, Model) else load(run, device=device, **(arguments or {}))
+    if "cityscapes" in formats:
+        check_cityscapes(model.categories, has_masks=model.system.task.has_masks)
     coco = CocoFile(model.categories)
     written: list[Path] = []
     failures: list[str] = []
@@ -84,6 +89,14 @@ def predict_files(
     return Predictions(len(coco.images), len(coco.annotations), written, failures)
 
 
+def _check(formats: Sequence[str], out: Path) -> None:
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ValueError(f"no format is named {', '.join(unknown)}: there are {', '.join(FORMATS)}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file, expected a folder to write into")
+
+
 def _write(result: Result, out: Path, name: str, formats: Sequence[str]) -> list[Path]:
     written = []
     if "png" in formats:
@@ -94,7 +107,34 @@ def _write(result: Result, out: Path, name: str, formats: Sequence[str]) -> list
         path = out / f"{name}.geojson"
         write_json(path, result.to_geojson())
         written.append(path)
+    if "cityscapes" in formats:
+        written += write_cityscapes(result, out / name)
     return written
+
+
+def check_cityscapes(categories: Categories, *, has_masks: bool) -> None:
+    """Make sure that a model can take part in the benchmark."""
+    if not has_masks or not set(categories.names) & set(CLASSES):
+        what = f"only classes {', '.join(categories.names)}" if has_masks else "no masks"
+        raise ValueError(f"format cityscapes: the model finds {what}: the benchmark scores masks of {', '.join(CLASSES)}")
+
+
+def write_cityscapes(result: Result, path: Path) -> list[Path]:
+    """PATH.txt, whose lines are a mask's file, the label of its class and its score, and the masks in PATH_masks/."""
+    assert result.masks is not None
+    folder, lines = path.parent / f"{path.name}_masks", []
+    found = zip(result.names, result.scores.tolist(), result.masks.crops(), strict=True)
+    for number, (name, score, (crop, (x0, y0, x1, y1))) in enumerate(found):
+        if name in CLASSES:
+            height, width = result.instances.image_size
+            mask = np.zeros((height, width), dtype=np.uint8)
+            mask[y0:y1, x0:x1] = 255 * crop
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(folder / f"{number}.png")
+            lines.append(f"{folder.name}/{number}.png {CLASSES[name]} {score:.6f}\n")
+    listed = path.with_name(f"{path.name}.txt")
+    write_text(listed, "".join(lines))
+    return [listed]
 
 
 def _protect_inputs(inputs: Sequence[Path], out: Path, names: Sequence[str]) -> None:

@@ -116,7 +116,9 @@ class Recipe(_Options):
     arguments: dict[str, Any] = Field(default_factory=dict, description="for the system's builder, by name")
     stages: tuple[Stage, ...] = Field(min_length=1)
     data: DataOptions | None = Field(default=None, description="filled in when the run starts")
-    backbone_weights: str | None = Field(default=None, description="a file, or 'timm' to download timm's ImageNet weights")
+    backbone_weights: str | None = Field(
+        default=None, description="a file, a run's too, or 'timm' to download timm's ImageNet weights"
+    )
     proposals: str | None = Field(default=None, description="for detectors on them: a run, or a folder of train.json, val.json")
     octaves_from_data: bool = Field(default=False, description="choose arguments.octaves by the sizes of training objects")
     intensity: Intensity = Intensity()

@@ -38,6 +38,17 @@ def test_torchvision_files_fit(tmp_path):
     load_backbone(backbone().network, "resnet50", str(tmp_path / "a.pth"))
 
 
+@pytest.mark.parametrize("names", [["backbone"], ["backbones.0.0", "backbones.1.0"]])
+def test_a_run_brings_its_first_backbone_to_another_family(tmp_path, names):
+    theirs = [Backbone("resnet18", strides=(4, 8, 16), norm="group") for _ in names]
+    tensors = {f"{name}.{key}": v.clone() for name, b in zip(names, theirs, strict=True) for key, v in b.state_dict().items()}
+    save_file({**tensors, "rpn.conv.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    ours = Backbone("resnet18", strides=(8,), norm="group", dilated=True)
+    load_backbone(ours.network, "resnet18", str(tmp_path / "weights.safetensors"))
+    wanted = theirs[0].network.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in ours.network.state_dict().items())
+
+
 class Hidden(torch.nn.Module):
     def __init__(self):
         super().__init__()
