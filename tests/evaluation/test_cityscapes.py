@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as official
+from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as official  # noqa: N813
 from cityscapesscripts.evaluation.instances2dict import instances2dict
 from PIL import Image
 
