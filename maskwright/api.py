@@ -62,7 +62,7 @@ def train(
     """Train a system on a data set.
 
     Args:
-        system: a name in `maskwright systems`, or "package.module:builder".
+        system: a name in `maskwright systems` or `maskwright recipes`, or "package.module:builder".
         data: a folder with train and val splits, or one annotation file.
         out: the run folder to make.
         epochs: in place of the recipe's, for every stage.
@@ -94,7 +94,7 @@ def train(
     )
     recipe = recipe.model_copy(update={"data": options})
     metrics = train_recipe(recipe, Path(out), init=None if init is None else Path(init), device=device, console=console)
-    _report_training(Path(out), system, device, console)
+    _report_training(Path(out), recipe.system, device, console)
     return metrics
 
 

@@ -48,8 +48,18 @@ def systems(name: Annotated[str | None, typer.Argument(help="One of them, to see
 
 
 @app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="One of them, to see all of it.")] = None) -> None:
+    """List the recipes: what is trained, how long, and what to expect; or all fields of one."""
+    from maskwright.overview import recipe_text, recipes_table
+
+    console.print(recipes_table() if name is None else recipe_text(name), highlight=False)
+
+
+@app.command()
 def train(
-    system: Annotated[str | None, typer.Argument(help="A system, see 'maskwright systems'.")] = None,
+    system: Annotated[
+        str | None, typer.Argument(help="A system or a recipe, see 'maskwright systems', 'maskwright recipes'.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with train and val splits, or one COCO annotation file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make.")] = None,
     epochs: Annotated[float | None, typer.Option(help="In place of the recipe's.")] = None,

@@ -17,6 +17,7 @@ from maskwright.evaluation.overlaps import Kind
 from maskwright.evaluation.proposals import ProposalMetrics
 from maskwright.evaluation.region_ap import RegionMetrics
 from maskwright.evaluation.study import AVERAGES
+from maskwright.recipes import RECIPES, find_recipe
 from maskwright.runs.checkpoints import all_arguments
 from maskwright.systems import SYSTEMS, find_builder
 
@@ -48,6 +49,25 @@ def system_tables(name: str) -> Iterator[Table | str]:
         values = " | ".join(map(_value, get_args(hint))) or getattr(hint, "__name__", "")
         arguments.add_row(argument, str(default), values)
     yield arguments
+
+
+def recipes_table() -> Table:
+    """Every recipe in a line."""
+    table = Table("recipe", "epochs × batch", "what to expect", box=None, caption_justify="left")
+    table.caption = "'maskwright recipes NAME' shows all fields; set them with --set FIELD=VALUE"
+    for column in table.columns[:2]:
+        column.no_wrap = True
+    for name, build in RECIPES.items():
+        lengths = " + ".join(f"{stage.epochs:g} × {stage.batch_size}" for stage in build().stages)
+        table.add_row(name, lengths, (build.__doc__ or "").split("\n")[0])
+    return table
+
+
+def recipe_text(name: str) -> str:
+    """One recipe, as its file holds it, under what is to be expected of it."""
+    recipe = find_recipe(name)
+    what = (RECIPES[name].__doc__ or "").split("\n")[0] if name in RECIPES else "That of the small sizes."
+    return f"{what}\n\n{recipe.to_yaml()}"
 
 
 def _value(hint: object) -> str:

@@ -126,6 +126,27 @@ def open_datasets(
     return train, val
 
 
+def teaching(dataset: CocoDataset, what: Literal["all", "objects", "keypoints"]) -> list[int]:
+    """The images with something to learn from: any, an object that is no crowd, or one with a visible keypoint.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if what == "all":
+        return list(range(len(dataset)))
+    found = []
+    for i in range(len(dataset)):
+        columns = dataset.columns(i)
+        is_taught = ~columns.is_crowd
+        if what == "keypoints":
+            is_taught &= (columns.keypoints[:, :, 2] > 0).any(axis=1)
+        if is_taught.any():
+            found.append(i)
+    if not found:
+        raise ValueError(f"{dataset.path}: no training image has {what}: set train_on=all, or get annotations that have them")
+    return found
+
+
 def split_dataset(dataset: CocoDataset, val_fraction: float, seed: int) -> tuple[CocoDataset, CocoDataset]:
     """Divide a data set by a seeded draw over its image ids, whatever their order in the file."""
     if not 0 < val_fraction < 1 or len(dataset) < 2:

@@ -1,4 +1,4 @@
-"""Runs, by the name of their system: what is trained, how long, and what to expect."""
+"""Runs by name: what is trained, how long, and what to expect. A system's usual run has the name of the system."""
 
 from collections.abc import Callable
 
@@ -28,29 +28,46 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "fast-rcnn-small": fast_rcnn.fast_rcnn_small,
     "fast-rcnn-vgg16": fast_rcnn.fast_rcnn_vgg16,
     "faster-rcnn-r50-c4": mask_rcnn.faster_rcnn_r50_c4,
+    "faster-rcnn-r50-dc5": mask_rcnn.faster_rcnn_r50_dc5,
     "faster-rcnn-r50-fpn": mask_rcnn.faster_rcnn_r50_fpn,
+    "faster-rcnn-r50-fpn-3x": mask_rcnn.faster_rcnn_r50_fpn_3x,
     "faster-rcnn-r50-fpn-torchvision": mask_rcnn.faster_rcnn_r50_fpn_torchvision,
+    "faster-rcnn-r101-c4": mask_rcnn.faster_rcnn_r101_c4,
+    "faster-rcnn-r101-dc5": mask_rcnn.faster_rcnn_r101_dc5,
+    "faster-rcnn-r101-fpn": mask_rcnn.faster_rcnn_r101_fpn,
     "faster-rcnn-small": mask_rcnn.faster_rcnn_small,
+    "faster-rcnn-x101-fpn": mask_rcnn.faster_rcnn_x101_fpn,
     "fcis-r101": mnc.fcis_r101,
     "fcis-small": mnc.fcis_small,
     "fcos-r50": fcos.fcos_r50,
     "fcos-r50-torchvision": fcos.fcos_r50_torchvision,
     "fcos-small": fcos.fcos_small,
     "keypoint-rcnn-r50-fpn": mask_rcnn.keypoint_rcnn_r50_fpn,
+    "keypoint-rcnn-r50-fpn-3x": mask_rcnn.keypoint_rcnn_r50_fpn_3x,
     "keypoint-rcnn-r50-fpn-torchvision": mask_rcnn.keypoint_rcnn_r50_fpn_torchvision,
+    "keypoint-rcnn-r101-fpn": mask_rcnn.keypoint_rcnn_r101_fpn,
     "keypoint-rcnn-small": mask_rcnn.keypoint_rcnn_small,
+    "keypoint-rcnn-x101-fpn": mask_rcnn.keypoint_rcnn_x101_fpn,
     "mask-keypoint-rcnn-r50-fpn": mask_rcnn.mask_keypoint_rcnn_r50_fpn,
     "mask-keypoint-rcnn-small": mask_rcnn.mask_keypoint_rcnn_small,
     "mask-rcnn-c4-small": mask_rcnn.mask_rcnn_c4_small,
     "mask-rcnn-r50-c4": mask_rcnn.mask_rcnn_r50_c4,
+    "mask-rcnn-r50-c4-paper": mask_rcnn.mask_rcnn_r50_c4_paper,
     "mask-rcnn-r50-dc5": mask_rcnn.mask_rcnn_r50_dc5,
     "mask-rcnn-r50-fpn": mask_rcnn.mask_rcnn_r50_fpn,
+    "mask-rcnn-r50-fpn-3x": mask_rcnn.mask_rcnn_r50_fpn_3x,
+    "mask-rcnn-r50-fpn-cityscapes": mask_rcnn.mask_rcnn_r50_fpn_cityscapes,
+    "mask-rcnn-r50-fpn-cityscapes-from-coco": mask_rcnn.mask_rcnn_r50_fpn_cityscapes_from_coco,
+    "mask-rcnn-r50-fpn-paper": mask_rcnn.mask_rcnn_r50_fpn_paper,
     "mask-rcnn-r50-fpn-torchvision": mask_rcnn.mask_rcnn_r50_fpn_torchvision,
     "mask-rcnn-r101-c4": mask_rcnn.mask_rcnn_r101_c4,
+    "mask-rcnn-r101-dc5": mask_rcnn.mask_rcnn_r101_dc5,
     "mask-rcnn-r101-fpn": mask_rcnn.mask_rcnn_r101_fpn,
+    "mask-rcnn-r101-fpn-paper": mask_rcnn.mask_rcnn_r101_fpn_paper,
     "mask-rcnn-rivals-small": mask_rcnn.mask_rcnn_rivals_small,
     "mask-rcnn-small": mask_rcnn.mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn.mask_rcnn_x101_fpn,
+    "mask-rcnn-x101-64x4d-fpn": mask_rcnn.mask_rcnn_x101_64x4d_fpn,
     "mnc-r101": mnc.mnc_r101,
     "mnc-small": mnc.mnc_small,
     "mnc-stepwise-small": mnc.mnc_stepwise_small,
@@ -64,13 +81,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
-def find_recipe(system: str) -> Recipe:
-    """The recipe of a system; one from outside the package starts from that of the small sizes.
+def find_recipe(name: str) -> Recipe:
+    """A recipe by its name or that of its system; a system from outside the package starts from that of the small sizes.
 
     Raises:
-        ValueError: no such system.
+        ValueError: no such recipe or system.
     """
-    find_builder(system)
-    if system in RECIPES:
-        return RECIPES[system]()
-    return small_recipe(system)
+    if name in RECIPES:
+        return RECIPES[name]()
+    find_builder(name)
+    return small_recipe(name)

@@ -25,7 +25,9 @@ REFINEMENT = ("refinement.",)
 DEEPMASK_STAGE = Stage(
     epochs=300,
     batch_size=32,
-    optimizer=OptimizerOptions(kind="sgd", lr=0.001, weight_decay=5e-4, bias_weight_decay=5e-4, norm_weight_decay=5e-4),
+    optimizer=OptimizerOptions(
+        kind="sgd", lr=0.001, lr_images=32, weight_decay=5e-4, bias_weight_decay=5e-4, norm_weight_decay=5e-4
+    ),
     schedule=ScheduleOptions(kind="step", warmup_steps=0, factors=(0.5, 0.1), drops=(50 / 300, 120 / 300)),
     patches=PatchOptions(kinds=MASKS_AND_SCORES, batches_per_epoch=4000, validation_batches=500),
 )
@@ -35,7 +37,7 @@ REFINEMENT_STAGE = Stage(
     epochs=120,
     batch_size=32,
     optimizer=OptimizerOptions(
-        kind="sgd", lr=0.001, momentum=0.0, weight_decay=0.0, bias_weight_decay=0.0, norm_weight_decay=0.0
+        kind="sgd", lr=0.001, lr_images=32, momentum=0.0, weight_decay=0.0, bias_weight_decay=0.0, norm_weight_decay=0.0
     ),
     schedule=ScheduleOptions(kind="step", warmup_steps=0, factors=(0.5, 0.1), drops=(50 / 120, 80 / 120)),
     patches=PatchOptions(kinds=REFINED, batches_per_epoch=4000, validation_batches=500),

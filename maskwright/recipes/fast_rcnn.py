@@ -23,7 +23,7 @@ _FAST_RCNN = Stage(
     epochs=16,
     batch_size=2,
     optimizer=OptimizerOptions(
-        kind="sgd", lr=0.001, weight_decay=5e-4, bias_weight_decay=0.0, norm_weight_decay=0.0, bias_lr_factor=2.0
+        kind="sgd", lr=0.001, lr_images=2, weight_decay=5e-4, bias_weight_decay=0.0, norm_weight_decay=0.0, bias_lr_factor=2.0
     ),
     schedule=ScheduleOptions(kind="step", warmup_steps=0, drops=(0.75,)),
     frozen=_FROZEN_VGG,
@@ -32,7 +32,9 @@ _FAST_RCNN = Stage(
 _MULTIPATH = Stage(
     epochs=11,
     batch_size=4,
-    optimizer=OptimizerOptions(kind="sgd", lr=0.001, weight_decay=0.0, bias_weight_decay=0.0, norm_weight_decay=0.0),
+    optimizer=OptimizerOptions(
+        kind="sgd", lr=0.001, lr_images=4, weight_decay=0.0, bias_weight_decay=0.0, norm_weight_decay=0.0
+    ),
     schedule=ScheduleOptions(kind="step", warmup_steps=0, drops=(280 / 320,)),
     frozen=("features.",),
 )
@@ -40,7 +42,9 @@ _MULTIPATH = Stage(
 _FAST_RCNN_FPN = Stage(
     epochs=12,
     batch_size=16,
-    optimizer=OptimizerOptions(kind="sgd", lr=0.02, weight_decay=1e-4, bias_weight_decay=1e-4, norm_weight_decay=0.0),
+    optimizer=OptimizerOptions(
+        kind="sgd", lr=0.02, lr_images=16, weight_decay=1e-4, bias_weight_decay=1e-4, norm_weight_decay=0.0
+    ),
     schedule=ScheduleOptions(kind="step", warmup_steps=1000, drops=(60 / 90, 80 / 90)),
     augment=AugmentOptions(short_sides=(640, 672, 704, 736, 768, 800)),
     frozen=("features.0.network.conv1.", "features.0.network.bn1.", "features.0.network.layer1."),

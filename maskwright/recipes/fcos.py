@@ -22,6 +22,7 @@ SGD_1X = Stage(
     optimizer=OptimizerOptions(
         kind="sgd",
         lr=0.01,
+        lr_images=16,
         momentum=0.9,
         weight_decay=1e-4,
         bias_weight_decay=0.0,

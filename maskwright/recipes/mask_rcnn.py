@@ -1,13 +1,18 @@
-"""Runs of Faster and Mask R-CNN.
+"""Runs of Faster, Mask and Keypoint R-CNN.
 
-Paper sizes: detectron2's schedules on COCO 2017, from ImageNet weights: 1x is 90,000 steps of 16 images (12 epochs), 3x is
-270,000 (37 epochs). The results quoted are detectron2's, whose ResNets have the stage stride in the 1×1 convolution and take
-BGR pixels.
+Paper sizes: on COCO 2017, from ImageNet weights. 1x and 3x are detectron2's schedules, 90,000 steps of 16 images (12 epochs)
+and 270,000 (37 epochs); the results quoted are its model zoo's, whose ResNets have the stage stride in the 1×1 convolution and
+take BGR pixels. `-paper` is the schedule of Mask R-CNN, 160,000 steps.
 
     maskwright train mask-rcnn-r50-fpn --data coco --set backbone_weights=timm --out runs/r50
+    maskwright train keypoint-rcnn-r50-fpn --data coco --set backbone_weights=timm --out runs/people
+    maskwright train mask-rcnn-r50-fpn-cityscapes --data cityscapes --set backbone_weights=timm --out runs/streets
+    maskwright train mask-rcnn-r50-fpn-cityscapes-from-coco --data cityscapes --init runs/r50 --out runs/streets2
 
-Cost: about 7 h on eight V100s by detectron2's figures (0.26 s a step). Expect box AP 38.6 and mask AP 35.2 (detectron2 model
-zoo, R50-FPN 1x). Not run by us at this size.
+Cost, on eight V100s by detectron2's seconds a step: R50-FPN with masks 7 h for 1x (0.26 s), with keypoints 8 h (0.32 s);
+R101-FPN 26 h for 3x (0.34 s), X101-32×8d-FPN 52 h (0.69 s); R50-C4 15 h for 1x (0.58 s), R50-DC5 12 h (0.47 s); Cityscapes 2 h
+(0.24 s). On eight GPUs of 2017 160,000 steps took 32 h with R50-FPN, 44 h with R101-FPN (Mask R-CNN, sec. 4.1), Cityscapes 4 h.
+Not run by us at these sizes.
 
 Small sizes: from scratch, for data sets of hundreds of images.
 
@@ -16,6 +21,8 @@ Small sizes: from scratch, for data sets of hundreds of images.
 Cost and result: see docs/results.md.
 """
 
+from typing import Any, Literal
+
 from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, Recipe, ScheduleOptions, Stage
 from maskwright.recipes.small import small_recipe
 
@@ -23,7 +30,7 @@ _SGD_1X = Stage(
     epochs=12,
     batch_size=16,
     optimizer=OptimizerOptions(
-        kind="sgd", lr=0.02, momentum=0.9, weight_decay=1e-4, bias_weight_decay=1e-4, norm_weight_decay=0.0
+        kind="sgd", lr=0.02, lr_images=16, momentum=0.9, weight_decay=1e-4, bias_weight_decay=1e-4, norm_weight_decay=0.0
     ),  # Mask R-CNN, sec. 3.1; detectron2 exempts norms
     schedule=ScheduleOptions(kind="step", warmup_steps=1000, warmup_factor=0.001, drops=(60 / 90, 80 / 90)),
     augment=AugmentOptions(short_sides=(640, 672, 704, 736, 768, 800)),
@@ -39,6 +46,10 @@ _SGD_3X = _SGD_1X.model_copy(
 )
 
 
+_PEOPLE_1X = _SGD_1X.model_copy(update={"epochs": 25.0})
+_PEOPLE_3X = _SGD_3X.model_copy(update={"epochs": 76.0})
+"""About as many steps: half of COCO's images show people with keypoints."""
+
 _TORCHVISION = _SGD_1X.model_copy(
     update={
         "epochs": 26.0,  # torchvision, references/detection
@@ -49,8 +60,39 @@ _TORCHVISION = _SGD_1X.model_copy(
 )
 
 
-def _paper(system: str, stage: Stage) -> Recipe:
-    return Recipe(system=system, stages=(stage,), ema_decay=0.0, workers=4)
+_PAPER = _SGD_1X.model_copy(
+    update={
+        "epochs": 21.6,
+        "schedule": _SGD_1X.schedule.model_copy(update={"drops": (120 / 160,)}),
+        "augment": AugmentOptions(),
+    }
+)
+"""Mask R-CNN, sec. 3.1: 160,000 steps, one scale; the warm-up is detectron2's, as the paper describes none."""
+
+_CITYSCAPES = _SGD_1X.model_copy(
+    update={
+        "epochs": 64.5,
+        "batch_size": 8,
+        "optimizer": _SGD_1X.optimizer.model_copy(update={"lr": 0.01, "lr_images": 8}),
+        "schedule": _SGD_1X.schedule.model_copy(update={"drops": (18 / 24,)}),
+        "augment": AugmentOptions(short_sides=tuple(range(800, 1025, 32))),
+    }
+)
+"""Mask R-CNN, appendix A: 24,000 steps of 8 of the 2,975 images; the scales are detectron2's."""
+
+_FROM_COCO = _CITYSCAPES.model_copy(
+    update={"epochs": 10.75, "schedule": _CITYSCAPES.schedule.model_copy(update={"drops": (3 / 4,)})}
+)
+"""Mask R-CNN, appendix A: 4,000 steps; the rate, which the paper does not tell, is that of maskrcnn-benchmark."""
+
+_NARROW = _SGD_1X.model_copy(
+    update={"batch_size": 8, "optimizer": _SGD_1X.optimizer.model_copy(update={"lr": 0.01, "lr_images": 8})}
+)
+"""Detectron's of ResNeXt: an image on each of eight GPUs, for as many epochs."""
+
+
+def _paper(system: str, stage: Stage, *, train_on: Literal["objects", "keypoints"] = "objects", **arguments: Any) -> Recipe:
+    return Recipe(system=system, stages=(stage,), ema_decay=0.0, workers=4, train_on=train_on, arguments=arguments)
 
 
 def faster_rcnn_r50_fpn() -> Recipe:
@@ -58,9 +100,44 @@ def faster_rcnn_r50_fpn() -> Recipe:
     return _paper("faster-rcnn-r50-fpn", _SGD_1X)
 
 
+def faster_rcnn_r50_fpn_3x() -> Recipe:
+    """Faster R-CNN, R50-FPN, 3x: expect box AP 40.2 (detectron2 model zoo)."""
+    return _paper("faster-rcnn-r50-fpn", _SGD_3X)
+
+
+def faster_rcnn_r101_fpn() -> Recipe:
+    """Faster R-CNN, R101-FPN, 3x: expect box AP 42.0 (detectron2 model zoo)."""
+    return _paper("faster-rcnn-r101-fpn", _SGD_3X)
+
+
+def faster_rcnn_x101_fpn() -> Recipe:
+    """Faster R-CNN, X101-32×8d-FPN, 3x: expect box AP 43.0 (detectron2 model zoo)."""
+    return _paper("faster-rcnn-x101-fpn", _SGD_3X)
+
+
 def mask_rcnn_r50_fpn() -> Recipe:
     """Mask R-CNN, R50-FPN, 1x: expect box AP 38.6, mask AP 35.2 (detectron2 model zoo)."""
     return _paper("mask-rcnn-r50-fpn", _SGD_1X)
+
+
+def mask_rcnn_r50_fpn_3x() -> Recipe:
+    """Mask R-CNN, R50-FPN, 3x: expect box AP 41.0, mask AP 37.2 (detectron2 model zoo)."""
+    return _paper("mask-rcnn-r50-fpn", _SGD_3X)
+
+
+def mask_rcnn_r50_fpn_paper() -> Recipe:
+    """Mask R-CNN, R50-FPN, 160,000 steps: expect mask AP 33.6 (Mask R-CNN, table 2a, where the RPN was trained apart)."""
+    return _paper("mask-rcnn-r50-fpn", _PAPER)
+
+
+def mask_rcnn_r50_fpn_cityscapes() -> Recipe:
+    """Mask R-CNN, R50-FPN, Cityscapes: expect its benchmark's AP 31.5 on val (Mask R-CNN, table 7), 36.5 from COCO."""
+    return _paper("mask-rcnn-r50-fpn", _CITYSCAPES, short_px=1024, long_px=2048)
+
+
+def mask_rcnn_r50_fpn_cityscapes_from_coco() -> Recipe:
+    """The same from a run on COCO, with --init RUN; what knows riders starts anew: expect AP 36.4 on val (table 7)."""
+    return _paper("mask-rcnn-r50-fpn", _FROM_COCO, short_px=1024, long_px=2048)
 
 
 def mask_rcnn_r101_fpn() -> Recipe:
@@ -68,9 +145,19 @@ def mask_rcnn_r101_fpn() -> Recipe:
     return _paper("mask-rcnn-r101-fpn", _SGD_3X)
 
 
+def mask_rcnn_r101_fpn_paper() -> Recipe:
+    """Mask R-CNN, R101-FPN, 160,000 steps: expect mask AP 35.4 (Mask R-CNN, table 2a, where the RPN was trained apart)."""
+    return _paper("mask-rcnn-r101-fpn", _PAPER)
+
+
 def mask_rcnn_x101_fpn() -> Recipe:
     """Mask R-CNN, X101-32×8d-FPN, 3x: expect box AP 44.3, mask AP 39.5 (detectron2 model zoo)."""
     return _paper("mask-rcnn-x101-fpn", _SGD_3X)
+
+
+def mask_rcnn_x101_64x4d_fpn() -> Recipe:
+    """Mask R-CNN, X101-64×4d-FPN, 1x: expect box AP 42.4, mask AP 37.5 (Detectron's model zoo)."""
+    return _paper("mask-rcnn-x101-64x4d-fpn", _NARROW)
 
 
 def faster_rcnn_r50_fpn_torchvision() -> Recipe:
@@ -87,8 +174,8 @@ def keypoint_rcnn_r50_fpn_torchvision() -> Recipe:
     """Keypoint R-CNN, R50-FPN, with torchvision's parts, 46 epochs: its own reaches box AP 54.6, keypoint AP 65.0."""
     drops = {"drops": (36 / 46, 43 / 46)}
     longer = {"epochs": 46.0, "schedule": _TORCHVISION.schedule.model_copy(update=drops)}
-    jitter = AugmentOptions(short_sides=(640, 672, 704, 736, 768, 800))
-    return _paper("keypoint-rcnn-r50-fpn-torchvision", _TORCHVISION.model_copy(update={**longer, "augment": jitter}))
+    stage = _TORCHVISION.model_copy(update={**longer, "augment": _SGD_1X.augment})
+    return _paper("keypoint-rcnn-r50-fpn-torchvision", stage, train_on="keypoints")
 
 
 def faster_rcnn_r50_c4() -> Recipe:
@@ -96,9 +183,29 @@ def faster_rcnn_r50_c4() -> Recipe:
     return _paper("faster-rcnn-r50-c4", _SGD_1X)
 
 
+def faster_rcnn_r101_c4() -> Recipe:
+    """Faster R-CNN, R101-C4, 3x: expect box AP 41.1 (detectron2 model zoo)."""
+    return _paper("faster-rcnn-r101-c4", _SGD_3X)
+
+
+def faster_rcnn_r50_dc5() -> Recipe:
+    """Faster R-CNN, R50-DC5, 1x: expect box AP 37.3 (detectron2 model zoo)."""
+    return _paper("faster-rcnn-r50-dc5", _SGD_1X)
+
+
+def faster_rcnn_r101_dc5() -> Recipe:
+    """Faster R-CNN, R101-DC5, 3x: expect box AP 40.6 (detectron2 model zoo)."""
+    return _paper("faster-rcnn-r101-dc5", _SGD_3X)
+
+
 def mask_rcnn_r50_c4() -> Recipe:
     """Mask R-CNN, R50-C4, 1x: expect box AP 36.8, mask AP 32.2 (detectron2 model zoo)."""
     return _paper("mask-rcnn-r50-c4", _SGD_1X)
+
+
+def mask_rcnn_r50_c4_paper() -> Recipe:
+    """Mask R-CNN, R50-C4, 160,000 steps, 64 RoIs: expect mask AP 30.3 (Mask R-CNN, table 2a; the RPN trained apart)."""
+    return _paper("mask-rcnn-r50-c4", _PAPER, per_image=64, num_proposals=300)
 
 
 def mask_rcnn_r101_c4() -> Recipe:
@@ -111,14 +218,34 @@ def mask_rcnn_r50_dc5() -> Recipe:
     return _paper("mask-rcnn-r50-dc5", _SGD_1X)
 
 
+def mask_rcnn_r101_dc5() -> Recipe:
+    """Mask R-CNN, R101-DC5, 3x: expect box AP 41.9, mask AP 37.3 (detectron2 model zoo)."""
+    return _paper("mask-rcnn-r101-dc5", _SGD_3X)
+
+
 def keypoint_rcnn_r50_fpn() -> Recipe:
-    """Keypoint R-CNN, R50-FPN, 1x on all of COCO; detectron2, on images with people: box AP 53.6, keypoint AP 64.0."""
-    return _paper("keypoint-rcnn-r50-fpn", _SGD_1X)
+    """Keypoint R-CNN, R50-FPN, 90,000 steps: expect box AP 53.6, keypoint AP 64.0 (detectron2 zoo), the paper 50.7, 64.2."""
+    return _paper("keypoint-rcnn-r50-fpn", _PEOPLE_1X, train_on="keypoints")
+
+
+def keypoint_rcnn_r50_fpn_3x() -> Recipe:
+    """Keypoint R-CNN, R50-FPN, 3x: expect box AP 55.4, keypoint AP 65.5 (detectron2 model zoo)."""
+    return _paper("keypoint-rcnn-r50-fpn", _PEOPLE_3X, train_on="keypoints")
+
+
+def keypoint_rcnn_r101_fpn() -> Recipe:
+    """Keypoint R-CNN, R101-FPN, 3x: expect box AP 56.4, keypoint AP 66.1 (detectron2 model zoo)."""
+    return _paper("keypoint-rcnn-r101-fpn", _PEOPLE_3X, train_on="keypoints")
+
+
+def keypoint_rcnn_x101_fpn() -> Recipe:
+    """Keypoint R-CNN, X101-32×8d-FPN, 3x: expect box AP 57.3, keypoint AP 66.0 (detectron2 model zoo)."""
+    return _paper("keypoint-rcnn-x101-fpn", _PEOPLE_3X, train_on="keypoints")
 
 
 def mask_keypoint_rcnn_r50_fpn() -> Recipe:
-    """Masks and keypoints, R50-FPN, likewise; the paper: box AP 52.0, mask AP 45.1, keypoint AP 64.7 (Mask R-CNN, table 5)."""
-    return _paper("mask-keypoint-rcnn-r50-fpn", _SGD_1X)
+    """Masks and keypoints, R50-FPN: expect box AP 52.0, mask AP 45.1, keypoint AP 64.7 (Mask R-CNN, table 5)."""
+    return _paper("mask-keypoint-rcnn-r50-fpn", _PEOPLE_1X, train_on="keypoints")
 
 
 def keypoint_rcnn_small() -> Recipe:

@@ -22,7 +22,7 @@ _VGG = Stage(
     epochs=57,  # as every image comes mirrored too, 40,000 steps of 8 are 28.5 of the paper's
     batch_size=8,
     optimizer=OptimizerOptions(
-        kind="sgd", lr=0.001, weight_decay=5e-4, bias_weight_decay=5e-4, norm_weight_decay=5e-4, bias_lr_factor=2.0
+        kind="sgd", lr=0.001, lr_images=8, weight_decay=5e-4, bias_weight_decay=5e-4, norm_weight_decay=5e-4, bias_lr_factor=2.0
     ),
     schedule=ScheduleOptions(kind="step", warmup_steps=0, drops=(0.8,)),
     frozen=tuple(f"backbones.0.network.features_{i}." for i in (0, 2, 5, 7)),  # up to conv2_2 (the code)
@@ -37,7 +37,9 @@ _FCIS = _R101.model_copy(
     update={
         "epochs": 44.0,
         "batch_size": 4,
-        "optimizer": OptimizerOptions(kind="sgd", lr=2e-3, weight_decay=5e-4, bias_weight_decay=5e-4, norm_weight_decay=5e-4),
+        "optimizer": OptimizerOptions(
+            kind="sgd", lr=2e-3, lr_images=4, weight_decay=5e-4, bias_weight_decay=5e-4, norm_weight_decay=5e-4
+        ),
         "schedule": ScheduleOptions(kind="step", warmup_steps=0, drops=(14 / 22,)),
         "frozen": tuple(f"features.0.network.{part}." for part in ("conv1", "bn1", "layer1")),
     }

@@ -20,6 +20,11 @@ class OptimizerOptions(_Options):
 
     kind: Literal["sgd", "adamw"]
     lr: float = Field(gt=0)
+    lr_images: int | None = Field(
+        default=None,
+        gt=0,
+        description="images of a step that lr is for: other batches get their share of it; None: lr as it is",
+    )
     weight_decay: float = Field(ge=0)
     bias_weight_decay: float = Field(ge=0)
     norm_weight_decay: float = Field(ge=0, description="of norms; their biases have the smaller of the two")
@@ -90,6 +95,21 @@ class Stage(_Options):
     frozen: tuple[str, ...] = Field(default=(), description="parts that do not learn: beginnings of parameter names")
     losses: tuple[str, ...] = Field(default=(), description="terms of the loss that are learnt; by default all")
 
+    @property
+    def lr(self) -> float:
+        """Learning rate of its batches, in proportion to their size where the optimizer says so (Goyal et al., sec. 2.1)."""
+        return self.optimizer.lr * self.batch_size / (self.optimizer.lr_images or self.batch_size)
+
+    def in_words(self, steps: int, processes: int) -> str:
+        """What a step is and how fast it learns, for people."""
+        parts = processes * self.micro_batches
+        images = f"{self.batch_size} image{'s' if self.batch_size > 1 else ''}"
+        split = f" in {parts} parts of {self.batch_size // parts}" if parts > 1 else ""
+        given, meant = self.optimizer.lr, self.optimizer.lr_images
+        scaled = f" ({given:g} for {meant} images, in proportion)" if meant not in (None, self.batch_size) else ""
+        rate = f"{self.optimizer.kind}, learning rate {self.lr:g}{scaled}"
+        return f"{steps:,} steps of {images}{split}, {self.epochs:g} epochs, {rate}"
+
     @model_validator(mode="after")
     def _even(self) -> "Stage":
         if self.batch_size % self.micro_batches:
@@ -120,6 +140,9 @@ class Recipe(_Options):
         default=None, description="a file, a run's too, or 'timm' to download timm's ImageNet weights"
     )
     proposals: str | None = Field(default=None, description="for detectors on them: a run, or a folder of train.json, val.json")
+    train_on: Literal["all", "objects", "keypoints"] = Field(
+        default="all", description="training images: all, those with objects, or those with visible keypoints"
+    )
     octaves_from_data: bool = Field(default=False, description="choose arguments.octaves by the sizes of training objects")
     intensity: Intensity = Intensity()
     ema_decay: float = Field(ge=0, lt=1, description="averaging of the weights; 0 switches it off")

@@ -34,7 +34,7 @@ from maskwright.structures import ImageBatch, InputSpec, Instances, ResizeRule
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.mask_voting import MaskVoting
 from maskwright.systems.mnc import PIXELS_600, CascadeRPN, mask_targets
-from maskwright.systems.rpn import Features
+from maskwright.systems.rpn import MATCH_RPN, Features
 from maskwright.systems.system import Loss, Task, masks_of
 
 PARTS, SIDE = 7, 21
@@ -280,7 +280,9 @@ def fcis_small(
     return FCIS(
         input=InputSpec(resize=ResizeRule(short_px, long_px)),
         features=nn.Sequential(Backbone("resnet18", strides=(8,), norm="group", dilated=True), Reduced(8, 256, channels)),
-        rpn=CascadeRPN(channels, anchors=anchors, candidates=(2000, 2000), keep=num_proposals, min_side_px=4),
+        rpn=CascadeRPN(
+            channels, anchors=anchors, candidates=(2000, 2000), keep=num_proposals, min_side_px=4, matcher=MATCH_RPN
+        ),
         maps=ScoreMaps(channels, num_classes=num_classes, stride=8),
         voting=MaskVoting(score_threshold=score_threshold),
         hard_rois=hard_rois,

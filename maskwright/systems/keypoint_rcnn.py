@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from maskwright.layers.backbones import Origin
 from maskwright.layers.precision import Float32ConvTranspose2d
 from maskwright.layers.roi import RoiAlign, Rois
-from maskwright.structures import Instances
+from maskwright.structures import Instances, ResizeRule
 from maskwright.structures.keypoints import from_heatmaps, to_cells
 from maskwright.systems.mask_rcnn import FasterRCNN, MaskHead, SampledRois, pyramid_parts, small_parts, small_pool
 from maskwright.systems.rpn import Features
@@ -102,8 +102,8 @@ def _carried(points: Tensor, boxes: Tensor, to_boxes: Tensor) -> Tensor:
 # Sizes
 
 
-def _keypoint_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
-    """Builder of the published size: detectron2's R50-FPN."""
+def _keypoint_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
+    """Builder of a published size: detectron2's R50-FPN and its deeper kin."""
 
     def build(
         *,
@@ -114,13 +114,16 @@ def _keypoint_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN
         max_detections: int = 100,
         num_proposals: int = 1000,
         score_threshold: float = 0.05,
+        short_px: int = 800,
+        long_px: int = 1333,
     ) -> FasterRCNN:
         parts = pyramid_parts(
-            "resnet50",
+            backbone,
             num_classes=num_classes,
             norm=norm,
             weights_origin=weights_origin,
             score_threshold=score_threshold,
+            resize=ResizeRule(short_px, long_px),
             box_beta=0.5,
         )
         pool = RoiAlign(14, strides=parts["box_head"].pool.strides)
@@ -139,10 +142,22 @@ def _keypoint_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN
 
 
 keypoint_rcnn_r50_fpn = _keypoint_rcnn(
-    has_masks=False, summary="Keypoint R-CNN with ResNet-50 and FPN: 59.1 M parameters for persons (Mask R-CNN, table 4)."
+    "resnet50",
+    has_masks=False,
+    summary="Keypoint R-CNN with ResNet-50 and FPN: 59.1 M parameters for persons (Mask R-CNN, table 4).",
+)
+keypoint_rcnn_r101_fpn = _keypoint_rcnn(
+    "resnet101", has_masks=False, summary="Keypoint R-CNN with ResNet-101 and FPN: 78.1 M parameters for persons."
+)
+keypoint_rcnn_x101_fpn = _keypoint_rcnn(
+    "resnext101_32x8d",
+    has_masks=False,
+    summary="Keypoint R-CNN with ResNeXt-101-32×8d and FPN: 122.2 M parameters for persons.",
 )
 mask_keypoint_rcnn_r50_fpn = _keypoint_rcnn(
-    has_masks=True, summary="Masks and keypoints with ResNet-50 and FPN: 61.8 M parameters for persons (Mask R-CNN, table 4)."
+    "resnet50",
+    has_masks=True,
+    summary="Masks and keypoints with ResNet-50 and FPN: 61.8 M parameters for persons (Mask R-CNN, table 4).",
 )
 
 

@@ -446,19 +446,25 @@ class MaskHead(MaskBranch):
 
 # Sizes
 
-PIXELS_800 = ResizeRule(short_px=800, long_px=1333)  # Mask R-CNN, sec. 3.1
 SMALL_STRIDES = (4, 8, 16)
 ANCHORS_FPN = {4: (32,), 8: (64,), 16: (128,), 32: (256,), 64: (512,)}  # FPN, sec. 4.1
 
 
 def pyramid_parts(
-    backbone: str, *, num_classes: int, norm: Norm, weights_origin: Origin, score_threshold: float, box_beta: float = 0.0
+    backbone: str,
+    *,
+    num_classes: int,
+    norm: Norm,
+    weights_origin: Origin,
+    score_threshold: float,
+    resize: ResizeRule,
+    box_beta: float = 0.0,
 ) -> dict[str, Any]:
     """The parts of a published size that all heads share: detectron2's R50-FPN and its deeper kin."""
     strides, origin = (4, 8, 16, 32), ORIGINS[weights_origin]
     body = origin.backbone(backbone, strides=strides, norm=norm)
     return {
-        "input": origin.input(PIXELS_800),
+        "input": origin.input(resize),
         "backbone": body,
         "fpn": FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1)),
         "rpn": RegionProposalNetwork(256, anchors=PyramidAnchors(ANCHORS_FPN)),
@@ -485,9 +491,16 @@ def _pyramid_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[.
         max_detections: int = 100,
         num_proposals: int = 1000,
         score_threshold: float = 0.05,
+        short_px: int = 800,  # Mask R-CNN, sec. 3.1
+        long_px: int = 1333,
     ) -> FasterRCNN:
         parts = pyramid_parts(
-            backbone, num_classes=num_classes, norm=norm, weights_origin=weights_origin, score_threshold=score_threshold
+            backbone,
+            num_classes=num_classes,
+            norm=norm,
+            weights_origin=weights_origin,
+            score_threshold=score_threshold,
+            resize=ResizeRule(short_px, long_px),
         )
         pool = RoiAlign(14, strides=parts["box_head"].pool.strides)
         return FasterRCNN(
@@ -506,6 +519,14 @@ def _pyramid_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[.
 faster_rcnn_r50_fpn = _pyramid_rcnn(
     "resnet50", has_masks=False, summary="Faster R-CNN with ResNet-50 and FPN: 41.7 M parameters at 80 classes."
 )
+faster_rcnn_r101_fpn = _pyramid_rcnn(
+    "resnet101", has_masks=False, summary="Faster R-CNN with ResNet-101 and FPN: 60.7 M parameters at 80 classes."
+)
+faster_rcnn_x101_fpn = _pyramid_rcnn(
+    "resnext101_32x8d",
+    has_masks=False,
+    summary="Faster R-CNN with ResNeXt-101-32×8d and FPN: 104.8 M parameters at 80 classes.",
+)
 mask_rcnn_r50_fpn = _pyramid_rcnn(
     "resnet50",
     has_masks=True,
@@ -520,6 +541,11 @@ mask_rcnn_x101_fpn = _pyramid_rcnn(
     "resnext101_32x8d",
     has_masks=True,
     summary="Mask R-CNN with ResNeXt-101-32×8d and FPN, the released size: 107.4 M parameters at 80 classes.",
+)
+mask_rcnn_x101_64x4d_fpn = _pyramid_rcnn(
+    "resnext101_64x4d",
+    has_masks=True,
+    summary="Mask R-CNN with ResNeXt-101-64×4d and FPN: 102.0 M parameters at 80 classes (Mask R-CNN, table 2a).",
 )
 
 

@@ -23,7 +23,7 @@ from maskwright.layers.initialization import init_normal
 from maskwright.layers.precision import ClassConv1x1
 from maskwright.layers.roi import RoiAlign, RoiOperator, Rois
 from maskwright.structures import InputSpec, ResizeRule
-from maskwright.systems.mask_rcnn import PIXELS_800, BoxBranch, BoxHead, FasterRCNN, MaskBranch, MaskHead, RoiSampler
+from maskwright.systems.mask_rcnn import BoxBranch, BoxHead, FasterRCNN, MaskBranch, MaskHead, RoiSampler
 from maskwright.systems.rpn import Features, RegionProposalNetwork
 
 ANCHORS_C4 = (32, 64, 128, 256, 512)  # Mask R-CNN, sec. 3.1: five scales
@@ -143,13 +143,15 @@ def _paper_c4(network: str, *, has_masks: bool, summary: str) -> Callable[..., F
         max_detections: int = 100,
         num_proposals: int = 1000,
         score_threshold: float = 0.05,
+        short_px: int = 800,
+        long_px: int = 1333,
     ) -> FasterRCNN:
         origin = ORIGINS[weights_origin]
         stage = LastStage(network, norm=norm, norm_eps=origin.norm_eps, stride_in_1x1=origin.stride_in_1x1)
         return _c4(
             origin.backbone(network, strides=(16,), norm=norm),
             StagedRois(RoiAlign(14, strides=(16,)), stage),
-            input=origin.input(PIXELS_800),
+            input=origin.input(ResizeRule(short_px, long_px)),
             anchors=PyramidAnchors({16: ANCHORS_C4}),
             width=2048,
             hidden=256,
@@ -167,6 +169,7 @@ def _paper_c4(network: str, *, has_masks: bool, summary: str) -> Callable[..., F
 
 
 faster_rcnn_r50_c4 = _paper_c4("resnet50", has_masks=False, summary="Faster R-CNN with ResNet-50-C4: 33.8 M parameters.")
+faster_rcnn_r101_c4 = _paper_c4("resnet101", has_masks=False, summary="Faster R-CNN with ResNet-101-C4: 52.8 M parameters.")
 mask_rcnn_r50_c4 = _paper_c4(
     "resnet50",
     has_masks=True,
@@ -177,31 +180,47 @@ mask_rcnn_r101_c4 = _paper_c4(
 )
 
 
-def mask_rcnn_r50_dc5(
-    *,
-    num_classes: int,
-    norm: Norm = "frozen",
-    weights_origin: Origin = "timm",
-    max_detections: int = 100,
-    num_proposals: int = 1000,
-    score_threshold: float = 0.05,
-) -> FasterRCNN:
-    """Mask R-CNN on ResNet-50 with a dilated fifth stage of stride 16: 172.4 M parameters at 80 classes (detectron2's DC5)."""
-    origin = ORIGINS[weights_origin]
-    body = origin.backbone("resnet50", strides=(16,), norm=norm, dilated=True)
-    pool, mask_pool = (RoiAlign(side, strides=(16,)) for side in (7, 14))
-    return FasterRCNN(
-        input=origin.input(PIXELS_800),
-        backbone=body,
-        fpn=nn.Identity(),
-        rpn=RegionProposalNetwork(2048, anchors=PyramidAnchors({16: ANCHORS_C4})),
-        roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
-        box_head=BoxHead(2048, hidden=1024, num_classes=num_classes, pool=pool, score_threshold=score_threshold),
-        instance_heads={"mask": MaskHead(2048, hidden=256, num_classes=num_classes, pool=mask_pool)},
-        num_proposals=num_proposals,
-        max_detections=max_detections,
-        **NUMBERS,
-    )
+def _dc5(network: str, *, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
+    """Builder of detectron2's sizes on a dilated fifth stage."""
+
+    def build(
+        *,
+        num_classes: int,
+        norm: Norm = "frozen",
+        weights_origin: Origin = "timm",
+        max_detections: int = 100,
+        num_proposals: int = 1000,
+        score_threshold: float = 0.05,
+        short_px: int = 800,
+        long_px: int = 1333,
+    ) -> FasterRCNN:
+        origin = ORIGINS[weights_origin]
+        pool, mask_pool = (RoiAlign(side, strides=(16,)) for side in (7, 14))
+        mask = {"mask": MaskHead(2048, hidden=256, num_classes=num_classes, pool=mask_pool)} if has_masks else {}
+        return FasterRCNN(
+            input=origin.input(ResizeRule(short_px, long_px)),
+            backbone=origin.backbone(network, strides=(16,), norm=norm, dilated=True),
+            fpn=nn.Identity(),
+            rpn=RegionProposalNetwork(2048, anchors=PyramidAnchors({16: ANCHORS_C4})),
+            roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
+            box_head=BoxHead(2048, hidden=1024, num_classes=num_classes, pool=pool, score_threshold=score_threshold),
+            instance_heads=mask,
+            num_proposals=num_proposals,
+            max_detections=max_detections,
+            **NUMBERS,
+        )
+
+    build.__doc__ = summary
+    return build
+
+
+_DC5 = "a dilated fifth stage of stride 16 (detectron2's DC5)"
+faster_rcnn_r50_dc5 = _dc5("resnet50", has_masks=False, summary=f"Faster R-CNN on ResNet-50 with {_DC5}: 165.6 M parameters.")
+faster_rcnn_r101_dc5 = _dc5(
+    "resnet101", has_masks=False, summary=f"Faster R-CNN on ResNet-101 with {_DC5}: 184.5 M parameters."
+)
+mask_rcnn_r50_dc5 = _dc5("resnet50", has_masks=True, summary=f"Mask R-CNN on ResNet-50 with {_DC5}: 172.4 M parameters.")
+mask_rcnn_r101_dc5 = _dc5("resnet101", has_masks=True, summary=f"Mask R-CNN on ResNet-101 with {_DC5}: 191.3 M parameters.")
 
 
 def mask_rcnn_c4_small(

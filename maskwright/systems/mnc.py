@@ -39,7 +39,7 @@ from maskwright.structures import ImageBatch, InputSpec, Instances, Masks, MaskT
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.mask_rcnn import SampledRois, box_losses
 from maskwright.systems.mask_voting import MASK_THRESHOLD, MaskVoting
-from maskwright.systems.rpn import Candidates, Features, PairwiseObjectness, RegionProposalNetwork
+from maskwright.systems.rpn import MATCH_RPN, Candidates, Features, PairwiseObjectness, RegionProposalNetwork
 from maskwright.systems.system import Loss, Task, masks_of
 
 GRADIENT_BOUND = 1 / 512  # the code: of what later stages tell the deltas of a box, when an image is learnt from alone
@@ -232,6 +232,9 @@ class InsideMatcher(IouMatcher):
         return Assignment(kind, index)
 
 
+MATCH_INSIDE = InsideMatcher(positive=0.7, negative=0.3, rescue_above=0.0)
+
+
 class CascadeRPN(RegionProposalNetwork):
     """A region proposal network whose boxes pass gradients on.
 
@@ -242,6 +245,7 @@ class CascadeRPN(RegionProposalNetwork):
         keep: boxes of an image.
         hidden: channels between, by default as many.
         min_side_px: of a proposal.
+        matcher: which anchors hold an object; by default those that lie in the image.
     """
 
     def __init__(
@@ -253,12 +257,13 @@ class CascadeRPN(RegionProposalNetwork):
         keep: int,
         min_side_px: float,
         hidden: int | None = None,
+        matcher: IouMatcher = MATCH_INSIDE,
     ) -> None:
         super().__init__(
             channels,
             hidden=hidden,
             anchors=anchors,
-            matcher=InsideMatcher(positive=0.7, negative=0.3, rescue_above=0.0),
+            matcher=matcher,
             sampler=SampledMeanSampler(256, positive_fraction=0.5),
             box_beta=1 / 9,
             min_side_px=min_side_px,
@@ -586,7 +591,15 @@ def small_parts(*, num_classes: int, backbones: int, num_proposals: int, warp: t
     paths = [HiddenLayers(channels, hidden=hidden) for _ in range(2)]
     return {
         "backbones": bodies,
-        "rpn": CascadeRPN(channels, anchors=anchors, candidates=(2000, 2000), keep=num_proposals, min_side_px=4, hidden=128),
+        "rpn": CascadeRPN(
+            channels,
+            anchors=anchors,
+            candidates=(2000, 2000),
+            keep=num_proposals,
+            min_side_px=4,
+            hidden=128,
+            matcher=MATCH_RPN,  # in windows of 256 px no large anchor lies inside, and what never learnt would propose at will
+        ),
         "sampler": CascadeSampler(num_classes=num_classes, per_image=128),
         "warp": warp(14, stride=8),
         "mask_head": MaskHead(channels, hidden=96, side=21, weight=2.0),

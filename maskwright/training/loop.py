@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from maskwright.data import CocoDataset, open_datasets
+from maskwright.data.catalog import teaching
 from maskwright.data.coco import Categories
 from maskwright.data.files import read_json, write_json, write_text
 from maskwright.data.loader import Batch, Share, TrainingSource, evaluation_batches, training_batches
@@ -171,6 +172,7 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
     per_epoch = len(source.batches(0))
     total = max(1, round(stage.epochs * per_epoch))
     batches = _batches(run, stage, source)
+    run.console.print(f"training: {stage.in_words(total, run.processes.count)}", highlight=False)
     if run.step == 0:
         _save_last(run, optimizer)  # so that a run can be resumed from its first moment
         if run.processes.is_first:
@@ -181,7 +183,7 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
         while run.step < total:
             factor = learning_rate_factor(stage.schedule, run.step, total)
             for group in optimizer.param_groups:
-                group["lr"] = stage.optimizer.lr * factor * group["lr_factor"]
+                group["lr"] = stage.lr * factor * group["lr_factor"]
             losses = _step(run, network, optimizer, list(islice(batches, stage.micro_batches)), stage)
             run.step += 1
             run.time_s, tick = run.time_s + time.monotonic() - tick, time.monotonic()
@@ -563,6 +565,7 @@ def open_data(recipe: Recipe) -> tuple[CocoDataset, CocoDataset]:
         classes=options.classes,
         invalid=options.invalid,
     )
+    train_set = train_set.subset(teaching(train_set, recipe.train_on))
     if "num_keypoints" not in all_arguments(recipe.system, {}):
         train_set, val_set = train_set.without_keypoints(), val_set.without_keypoints()
     for dataset in (train_set, val_set):

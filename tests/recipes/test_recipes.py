@@ -1,3 +1,4 @@
+import inspect
 from dataclasses import fields
 
 import pytest
@@ -9,14 +10,10 @@ from safetensors.torch import load_file, save_file
 from maskwright.recipes import RECIPES, DataOptions, find_recipe, parse_recipe, read_recipe
 from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, PatchOptions, Recipe, ScheduleOptions, Stage
 from maskwright.runs.checkpoints import build_system
-from maskwright.structures import Intensity
+from maskwright.structures import Intensity, ResizeRule
 from maskwright.systems import SYSTEMS
 from maskwright.training import train
 from tests.conftest import Path, add_corners, make_coco, needs_proposals, tiny_recipe, truth_as_proposals
-
-
-def test_every_system_has_a_recipe_and_the_other_way_round():
-    assert set(RECIPES) == set(SYSTEMS)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -103,7 +100,7 @@ def test_unknown_fields_of_a_file_are_refused(tmp_path):
 
 def test_every_field_is_read_somewhere():
     package = Path(__file__).parents[2] / "maskwright"
-    code = "\n".join(p.read_text() for p in package.rglob("*.py") if p.name != "recipe.py")
+    code = "\n".join(p.read_text() for p in package.rglob("*.py") if p.name != "recipe.py") + inspect.getsource(Stage.lr.fget)
     for options in (Recipe, Stage, OptimizerOptions, ScheduleOptions, AugmentOptions, PatchOptions, DataOptions):
         assert issubclass(options, BaseModel)
         for name in options.model_fields:
@@ -117,7 +114,54 @@ def test_system_arguments_are_checked():
         build_system("mask-rcnn-small", {"num_class": 3})
 
 
-LARGE = [name for name in RECIPES if not name.endswith("-small")]
+def test_every_system_has_a_recipe_and_every_recipe_a_system():
+    assert set(SYSTEMS) <= set(RECIPES)
+    for name in RECIPES:
+        recipe = find_recipe(name)
+        assert recipe.system == name or name.startswith(f"{recipe.system}-")
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "steps", "batch", "lr", "drops"),
+    [  # Mask R-CNN, sec. 3.1 and appendix A; detectron2's and Detectron's schedules
+        ("mask-rcnn-r50-fpn", 117_266, 90_000, 16, 0.02, (60_000, 80_000)),
+        ("mask-rcnn-r50-fpn-3x", 117_266, 270_000, 16, 0.02, (210_000, 250_000)),
+        ("mask-rcnn-r50-fpn-paper", 118_287, 160_000, 16, 0.02, (120_000,)),
+        ("mask-rcnn-r50-c4-paper", 118_287, 160_000, 16, 0.02, (120_000,)),
+        ("mask-rcnn-x101-64x4d-fpn", 117_266, 180_000, 8, 0.01, (120_000, 160_000)),
+        ("mask-rcnn-r50-fpn-cityscapes", 2_975, 24_000, 8, 0.01, (18_000,)),
+        ("mask-rcnn-r50-fpn-cityscapes-from-coco", 2_975, 4_000, 8, 0.01, (3_000,)),
+    ],
+)
+def test_published_schedules(name, images, steps, batch, lr, drops):
+    (stage,) = find_recipe(name).stages
+    assert (stage.batch_size, stage.lr, stage.optimizer.lr) == (batch, lr, lr)
+    assert (stage.optimizer.momentum, stage.optimizer.weight_decay) == (0.9, 1e-4)
+    assert stage.epochs * images / batch == pytest.approx(steps, rel=0.03)
+    assert [drop * steps for drop in stage.schedule.drops] == pytest.approx(drops)
+
+
+def test_cityscapes_pixels():
+    recipe = find_recipe("mask-rcnn-r50-fpn-cityscapes")
+    assert recipe.stages[0].augment.short_sides == tuple(range(800, 1025, 32))
+    assert build_system(recipe.system, {"num_classes": 8, **recipe.arguments}).input.resize == ResizeRule(1024, 2048)
+
+
+def test_rates_follow_the_batch_where_the_recipe_says_so():
+    (stage,) = find_recipe("mask-rcnn-r50-fpn").with_changes(["batch_size=4", "micro_batches=2"]).stages
+    assert stage.lr == pytest.approx(0.005)
+    steps, rate = (
+        "90,000 steps of 4 images in 2 parts of 2, 12 epochs",
+        "learning rate 0.005 (0.02 for 16 images, in proportion)",
+    )
+    assert stage.in_words(90_000, 1) == f"{steps}, sgd, {rate}"
+    (stage,) = find_recipe("mask-rcnn-r50-fpn").stages
+    assert stage.in_words(90_000, 8) == "90,000 steps of 16 images in 8 parts of 2, 12 epochs, sgd, learning rate 0.02"
+    (stage,) = find_recipe("mask-rcnn-small").with_changes(["batch_size=1"]).stages
+    assert (stage.lr, stage.in_words(9, 1)) == (5e-4, "9 steps of 1 image, 30 epochs, adamw, learning rate 0.0005")
+
+
+LARGE = [name for name in SYSTEMS if not name.endswith("-small")]
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("-small")])
@@ -139,8 +183,15 @@ def test_large_recipes_run_two_steps_from_backbone_weights(name, tmp_path, conso
     make_coco(tmp_path / "data", images=1, split="val")
     if "keypoint" in name:
         add_corners(tmp_path / "data")
-    networks = {"r50": "resnet50", "r101": "resnet101", "x101": "resnext101_32x8d", "vgg": "vgg11", "vgg16": "vgg16"}
-    network = next(networks[part] for part in name.split("-") if part in networks)
+    networks = {
+        "64x4d": "resnext101_64x4d",
+        "r50": "resnet50",
+        "r101": "resnet101",
+        "x101": "resnext101_32x8d",
+        "vgg": "vgg11",
+        "vgg16": "vgg16",
+    }
+    network = next(networks[part] for part in reversed(name.split("-")) if part in networks)
     torch.manual_seed(0)
     save_file(timm.create_model(network, num_classes=0).state_dict(), tmp_path / "weights.safetensors")
     recipe = find_recipe(name).with_changes(

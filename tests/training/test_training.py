@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from maskwright.api import resume
 from maskwright.data import files
-from maskwright.data.catalog import open_split
+from maskwright.data.catalog import open_split, teaching
 from maskwright.data.loader import TrainingImages, training_batches
 from maskwright.data.transforms import Compose
 from maskwright.recipes import DataOptions, find_recipe
@@ -18,7 +18,7 @@ from maskwright.recipes.recipe import OptimizerOptions, ScheduleOptions
 from maskwright.systems import SYSTEMS
 from maskwright.training import loop, train
 from maskwright.training.optimization import build_optimizer, learning_rate_factor, moving_average, set_trainable
-from tests.conftest import make_coco, tiny_recipe
+from tests.conftest import add_corners, make_coco, tiny_recipe
 
 
 def weights(run, folder="last"):
@@ -318,6 +318,35 @@ def test_biases_may_learn_faster(coco_folder, tmp_path, console, monkeypatch):
     assert seen[1][1.0] < seen[0][1.0]
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert line["lr"] == pytest.approx(seen[1][1.0])
+
+
+def test_the_rate_is_scaled_and_said(coco_folder, tmp_path, console):
+    changes = ["batch_size=2", "optimizer.lr=0.01", "optimizer.lr_images=8", "schedule.kind=step", "schedule.warmup_steps=0"]
+    train(tiny_recipe(coco_folder, *changes), tmp_path / "run", device="cpu", console=console)
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["lr"] == pytest.approx(0.0025)
+    said = " ".join(console.file.getvalue().split())
+    assert "training: 2 steps of 2 images, 1 epochs, adamw, learning rate 0.0025 (0.01 for 8 images, in proportion)" in said
+
+
+def test_images_without_objects_or_keypoints_may_be_left_out(coco_folder, tmp_path, console):
+    file = coco_folder / "annotations" / "train.json"
+    add_corners(coco_folder)
+    data = json.loads(file.read_text())
+    first, second, third, *_ = [image["id"] for image in data["images"]]
+    for entry in data["annotations"]:
+        entry["iscrowd"] = int(entry["image_id"] == second)
+        if entry["image_id"] == third:
+            entry["keypoints"] = [0] * len(entry["keypoints"])
+    data["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] != first]
+    file.write_text(json.dumps(data))
+    dataset = open_split(coco_folder, "train")
+    assert teaching(dataset, "all") == [0, 1, 2, 3]
+    assert teaching(dataset, "objects") == [2, 3]
+    assert teaching(dataset, "keypoints") == [3]
+    with pytest.raises(ValueError, match="no training image has keypoints: set train_on=all"):
+        teaching(dataset.subset([0, 1, 2]), "keypoints")
+    train(tiny_recipe(coco_folder, "train_on=objects"), tmp_path / "run", device="cpu", console=console)
+    assert json.loads((tmp_path / "run" / "split.json").read_text())["train"] == [third, data["images"][3]["id"]]
 
 
 def test_biases_of_norms_have_the_smaller_decay():
