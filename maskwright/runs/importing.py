@@ -13,7 +13,9 @@ from maskwright.weights.conversion import Converted, Source
 from maskwright.weights.files import read_state_dict
 
 _EMBEDMASK = [f"embedmask-{depth}{version}" for depth in ("r50", "r101") for version in ("", "-arxiv", "-scalar", "-fused")]
-_DETECTRON2 = ["mask-keypoint-rcnn-r50-fpn", "mask-rcnn-r101-fpn", "mask-rcnn-x101-fpn"]
+_FLAT = [f"{kind}-rcnn-{depth}-{body}" for kind in ("faster", "mask") for depth in ("r50", "r101") for body in ("c4", "dc5")]
+_DEEP = [f"{kind}-rcnn-{depth}-fpn" for kind in ("faster", "keypoint", "mask") for depth in ("r101", "x101")]
+_DETECTRON2 = [*_FLAT, *_DEEP, "mask-keypoint-rcnn-r50-fpn"]
 IMPORTABLE: dict[str, tuple[str, ...]] = {  # what is asked for → builders with the parts such weights were trained with
     "deepmask-r50": ("deepmask-r50",),
     "faster-rcnn-r50-fpn": ("faster-rcnn-r50-fpn-torchvision", "faster-rcnn-r50-fpn"),
@@ -40,11 +42,11 @@ def import_weights(
 ) -> ModelCard:
     """Make a run of another toolkit's checkpoint, whatever its classes.
 
-    torchvision's Faster, Mask and Keypoint R-CNN (R50-FPN, first versions) and FCOS; detectron2's R-CNNs on FPN
-    (.pkl files of its zoo, or .pth); the authors' EmbedMask, DeepMask and SharpMask
-    (.t7 files of Torch7) and MNC (.caffemodel or .caffemodel.h5 of Caffe). The run records the parts these weights were trained
-    with, so that it answers as the original does. Rows keep their numbers as original ids; where
-    their number is COCO's (torchvision's 91, others' 80), they get COCO's names and ids.
+    torchvision's Faster, Mask and Keypoint R-CNN (R50-FPN, first versions) and FCOS; detectron2's Faster, Mask and Keypoint
+    R-CNN (.pkl files of its zoo, or .pth); the authors' EmbedMask, DeepMask and SharpMask (.t7 files of Torch7) and MNC
+    (.caffemodel or .caffemodel.h5 of Caffe). The run records the parts these weights were trained with, so that it answers as
+    the original does. Rows keep their numbers as original ids; where their number is COCO's (torchvision's 91, others' 80), they
+    get COCO's names and ids.
 
     Args:
         file: a .pth, .pkl, .safetensors, .t7, .caffemodel or .caffemodel.h5 file, never executed.

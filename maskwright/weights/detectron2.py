@@ -1,4 +1,4 @@
-"""Weights of detectron2's R-CNNs on FPN (Mask: R50, R101, X101-32×8d; Faster and Keypoint: R50), in our names.
+"""Weights of detectron2's Faster, Mask and Keypoint R-CNN (R50, R101, X101-32×8d; FPN, C4, DC5), in our names.
 
 Its zoo's .pkl files and checkpoints of its training (.pth) have the same names. Rows of classes lie as ours do, the background
 last. ResNet-50 and -101 have the stage stride in the 1×1 convolution and take BGR pixels; so does ResNeXt, but its pixels are
@@ -13,15 +13,24 @@ from maskwright.weights.conversion import COCO_ROWS, Converted, numbered, person
 
 _KIND = r"\.(?P<kind>weight|bias)"
 _NORM = r"\.norm\.(?P<part>weight|bias|running_mean|running_var)"
-_BLOCK = r"backbone\.bottom_up\.res(?P<stage>[2-5])\.(?P<index>\d+)\."
-_OURS = "backbone.network.layer{stage}.{index}."
+_BODY = r"backbone\.(bottom_up\.)?"  # beneath an FPN, or alone
+
+
+def _blocks(theirs: str, ours: str) -> list[tuple[str, str]]:
+    """Rules for the bottlenecks of a stage."""
+    return [
+        (theirs + r"conv(?P<number>[123])\.weight", ours + "conv{number}.weight"),
+        (theirs + r"conv(?P<number>[123])" + _NORM, ours + "bn{number}.{part}"),
+        (theirs + r"shortcut\.weight", ours + "downsample.0.weight"),
+        (theirs + r"shortcut" + _NORM, ours + "downsample.1.{part}"),
+    ]
+
+
 _RULES = [
-    (r"backbone\.bottom_up\.stem\.conv1\.weight", "backbone.network.conv1.weight"),
-    (r"backbone\.bottom_up\.stem\.conv1" + _NORM, "backbone.network.bn1.{part}"),
-    (_BLOCK + r"conv(?P<number>[123])\.weight", _OURS + "conv{number}.weight"),
-    (_BLOCK + r"conv(?P<number>[123])" + _NORM, _OURS + "bn{number}.{part}"),
-    (_BLOCK + r"shortcut\.weight", _OURS + "downsample.0.weight"),
-    (_BLOCK + r"shortcut" + _NORM, _OURS + "downsample.1.{part}"),
+    (_BODY + r"stem\.conv1\.weight", "backbone.network.conv1.weight"),
+    (_BODY + r"stem\.conv1" + _NORM, "backbone.network.bn1.{part}"),
+    *_blocks(_BODY + r"res(?P<stage>[2-5])\.(?P<index>\d+)\.", "backbone.network.layer{stage}.{index}."),
+    *_blocks(r"roi_heads\.res5\.(?P<index>\d+)\.", "box_head.staged.stage.blocks.{index}."),
     (r"backbone\.fpn_lateral(?P<level>[2-5])" + _KIND, "fpn.lateral.{level}.{kind}"),
     (r"backbone\.fpn_output(?P<level>[2-5])" + _KIND, "fpn.output.{level}.{kind}"),
     (r"proposal_generator\.rpn_head\.conv" + _KIND, "rpn.conv.{kind}"),
@@ -54,16 +63,16 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     """Rename; the caller checks that the result is complete.
 
     Raises:
-        ValueError: another body than FPN, or names that have no place in the network, all of them listed up to a limit.
+        ValueError: another body, or names that have no place in the network, all of them listed up to a limit.
     """
-    if "backbone.fpn_lateral2.weight" not in state:
-        raise ValueError("it has no FPN (C4 or DC5): only models on FPN can be imported")
+    on_top = "fpn" if "backbone.fpn_lateral2.weight" in state else "dc5" if "backbone.res5.0.conv1.weight" in state else "c4"
     tensors = rename(state, _RULES, _TABLES, unused=_UNUSED)
     blocks = [name.split(".")[3] for name in tensors if name.startswith("backbone.network.layer3.")]
     depth = _LAST_BLOCKS.get(max(blocks, key=int, default=""))
     if depth is None:
         raise ValueError(f"its ResNet has {len(set(blocks))} blocks in the fourth stage: only R50, R101 and X101 are known")
-    is_resnext = _shape(state, "backbone.bottom_up.res2.0.conv2.weight", 4)[1] < 64  # groups of 8 channels
+    body = "backbone.bottom_up" if on_top == "fpn" else "backbone"
+    is_resnext = _shape(state, f"{body}.res2.0.conv2.weight", 4)[1] < 64  # groups of 8 channels
     has_masks, has_points = (any(n.startswith(f"instance_heads.{head}.") for n in tensors) for head in ("mask", "keypoint"))
     kind = f"{'mask-' if has_masks else ''}keypoint" if has_points else "mask" if has_masks else "faster"
     count = _shape(state, "roi_heads.box_predictor.cls_score.weight", 2)[0] - 1
@@ -73,7 +82,7 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     if has_points:
         points = person_keypoints(state.get("roi_heads.keypoint_head.score_lowres.weight"))
         arguments["num_keypoints"] = len(points.names)
-    system = f"{kind}-rcnn-{'x101' if is_resnext else depth}-fpn"
+    system = f"{kind}-rcnn-{'x101' if is_resnext else depth}-{on_top}"
     return Converted(tensors, system=system, arguments=arguments, names=names, ids=ids, keypoints=points)
 
 

@@ -10,9 +10,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+import torchvision
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.resnet import Bottleneck
+from torchvision.ops import roi_align
 
 from maskwright.layers.roi import Rois
 from maskwright.runs import open_model
@@ -177,6 +180,106 @@ def test_people_bring_their_keypoints(theirs, tmp_path):
         import_weights(tmp_path / "zoo.pkl", system="faster-rcnn-r50-fpn", out=tmp_path / "other")
 
 
+def flat_state(on_top, depth="resnet50", classes=CLASSES):
+    """A body of torchvision's without FPN, and heads of the published shapes; its state and the network."""
+    body = getattr(torchvision.models, depth)(weights=None, num_classes=1)
+    del body.fc
+    randomize(body)
+    move_strides(body)
+    generator = torch.Generator().manual_seed(1)
+    names = {"c4": {"backbone.res5.": "roi_heads.res5."}, "dc5": {}}[on_top]
+    state = {}
+    for name, value in body.eval().state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            theirs = f"backbone.{body_name(name)}"
+            for old, new in names.items():
+                theirs = theirs.replace(old, new)
+            state[theirs] = value
+    width = {"c4": 1024, "dc5": 2048}[on_top]
+    vector = {"c4": 2048, "dc5": 1024}[on_top]
+    shapes = {
+        "proposal_generator.rpn_head.conv": (width, width, 3, 3),
+        "proposal_generator.rpn_head.objectness_logits": (15, width, 1, 1),
+        "proposal_generator.rpn_head.anchor_deltas": (60, width, 1, 1),
+        "roi_heads.box_predictor.cls_score": (classes + 1, vector),
+        "roi_heads.box_predictor.bbox_pred": (4 * classes, vector),
+        "roi_heads.mask_head.deconv": (2048 if on_top == "c4" else 256, 256, 2, 2),
+        "roi_heads.mask_head.predictor": (classes, 256, 1, 1),
+    }
+    if on_top == "dc5":
+        shapes |= {"roi_heads.box_head.fc1": (1024, 2048 * 49), "roi_heads.box_head.fc2": (1024, 1024)}
+        shapes |= {f"roi_heads.mask_head.mask_fcn{i}": (256, 2048 if i == 1 else 256, 3, 3) for i in range(1, 5)}
+    for name, shape in shapes.items():
+        state[f"{name}.weight"] = 0.01 * torch.randn(shape, generator=generator)
+        state[f"{name}.bias"] = torch.randn(256 if "deconv" in name else shape[0], generator=generator)
+    return state, body
+
+
+def dilate(body):
+    """The fifth stage with stride 16: as detectron2 does it, all of its 3×3 convolutions see every second cell."""
+    for block in body.layer4:
+        block.conv1.stride, block.conv2.stride, block.conv2.dilation, block.conv2.padding = (1, 1), (1, 1), (2, 2), (2, 2)
+    body.layer4[0].downsample[0].stride = (1, 1)
+
+
+def stages(body, pixels, last):
+    x = body.maxpool(torch.relu(body.bn1(body.conv1(pixels))))
+    for number in range(1, last + 1):
+        x = getattr(body, f"layer{number}")(x)
+    return x
+
+
+def test_c4_answers_as_torchvisions_stages(tmp_path):
+    state, body = flat_state("c4")
+    assert len(state) == 279
+    card = import_weights(write(tmp_path / "zoo.pkl", state), system="mask-rcnn-r50-c4", out=tmp_path / "run")
+    assert (card.system, card.arguments["weights_origin"]) == ("mask-rcnn-r50-c4", "detectron2")
+    system = open_model(tmp_path / "run")[0].eval()
+    pixels = torch.randn(1, 3, 128, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        seen, expected = system.fpn(system.backbone(pixels)), stages(body, pixels, 3)
+        assert torch.allclose(seen[16], expected, atol=1e-4)
+        rois = Rois(torch.tensor([[4.0, 8, 90, 100], [30, 20, 60, 120]]), torch.zeros(2, dtype=torch.int64))
+        staged = body.layer4(roi_align(expected, [rois.boxes], 14, spatial_scale=1 / 16, aligned=True))
+        scores = F.linear(staged.mean((2, 3)), *(state[f"roi_heads.box_predictor.cls_score.{k}"] for k in ("weight", "bias")))
+        assert torch.allclose(system.box_head(seen, rois)[0], scores, atol=1e-3)
+        hidden = F.conv_transpose2d(staged, *(state[f"roi_heads.mask_head.deconv.{k}"] for k in ("weight", "bias")), stride=2)
+        masks = F.conv2d(hidden.relu(), *(state[f"roi_heads.mask_head.predictor.{k}"] for k in ("weight", "bias")))
+        answer = system.instance_heads["mask"](seen, rois, torch.tensor([2, 0]))
+        assert torch.allclose(answer, masks[torch.arange(2), torch.tensor([2, 0])], atol=1e-3)
+        found = system.rpn(seen)
+        convolved = {k: state[f"proposal_generator.rpn_head.conv.{k}"] for k in ("weight", "bias")}
+        hidden = F.conv2d(expected, **convolved, padding=1).relu()
+        logits = F.conv2d(hidden, *(state[f"proposal_generator.rpn_head.objectness_logits.{k}"] for k in ("weight", "bias")))
+        assert torch.allclose(found.logits[0], logits.permute(0, 2, 3, 1).reshape(1, -1), atol=1e-3)
+    first = found.anchors[0][:15]  # for each of five sizes three shapes, as detectron2 counts its channels
+    widths, heights = first[:, 2] - first[:, 0], first[:, 3] - first[:, 1]
+    assert (widths * heights).sqrt().round().tolist() == [32] * 3 + [64] * 3 + [128] * 3 + [256] * 3 + [512] * 3
+    assert torch.allclose((heights / widths).reshape(5, 3), torch.tensor([0.5, 1.0, 2.0]))
+
+
+@pytest.mark.slow
+def test_dc5_answers_as_torchvisions_stages(tmp_path):
+    state, body = flat_state("dc5", classes=1)
+    assert len(state) == 291
+    converted = convert(state)
+    assert (converted.system, converted.arguments["weights_origin"]) == ("mask-rcnn-r50-dc5", "detectron2")
+    system = SYSTEMS[converted.system](**converted.arguments).eval()
+    system.load_state_dict(converted.tensors)
+    dilate(body)
+    pixels = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, expected = system.backbone(pixels)[16], stages(body, pixels, 4)
+    assert torch.allclose(ours, expected, atol=1e-3)
+
+
+def test_depth_and_head_are_told_by_the_names():
+    state, _ = flat_state("c4", "resnet101")
+    assert convert(state).system == "mask-rcnn-r101-c4"
+    boxes = {name: value for name, value in state.items() if "mask_head" not in name}
+    assert convert(boxes).system == "faster-rcnn-r101-c4"
+
+
 def test_what_does_not_fit_is_named(theirs, tmp_path):
     state = as_detectron2(theirs.state_dict())
     lacking = {name: value for name, value in state.items() if name != "backbone.fpn_output3.bias"}
@@ -186,7 +289,7 @@ def test_what_does_not_fit_is_named(theirs, tmp_path):
     with pytest.raises(ValueError, match=r"left over: roi_heads\.extra"):
         import_weights(write(tmp_path / "b.pkl", further), system="mask-rcnn-r50-fpn", out=tmp_path / "b")
     flat = {name: value for name, value in state.items() if "fpn_" not in name}
-    with pytest.raises(ValueError, match=r"it has no FPN \(C4 or DC5\)"):
+    with pytest.raises(ValueError, match=r"backbone\.res2\.0\.conv2\.weight is missing, expected 4 dimensions"):
         import_weights(write(tmp_path / "c.pkl", flat), system="mask-rcnn-r50-fpn", out=tmp_path / "c")
     for name in ("backbone.bottom_up.res2.0.conv2.weight", "roi_heads.box_predictor.cls_score.weight"):
         with pytest.raises(ValueError, match=f"{name} is \\(\\), expected"):
