@@ -45,8 +45,8 @@ def import_weights(
     torchvision's Faster, Mask and Keypoint R-CNN (R50-FPN, first versions) and FCOS; detectron2's Faster, Mask and Keypoint
     R-CNN (.pkl files of its zoo, or .pth); the authors' EmbedMask, DeepMask and SharpMask (.t7 files of Torch7) and MNC
     (.caffemodel or .caffemodel.h5 of Caffe). The run records the parts these weights were trained with, so that it answers as
-    the original does. Rows keep their numbers as original ids; where their number is COCO's (torchvision's 91, others' 80), they
-    get COCO's names and ids.
+    the original does. Rows keep their numbers as original ids; where there are as many as COCO has (torchvision 91, others 80),
+    they get its names and ids.
 
     Args:
         file: a .pth, .pkl, .safetensors, .t7, .caffemodel or .caffemodel.h5 file, never executed.
