@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskwright.layers.norms import BranchNorm, normed_conv
+
 
 class FeaturePyramid(nn.Module):
     """Lateral 1×1 convolutions, nearest upsampling and addition from the coarsest level down, 3×3 convolutions on the way out.
@@ -13,15 +15,16 @@ class FeaturePyramid(nn.Module):
         in_channels: channels of the backbone's maps, by stride.
         channels: of every level of the pyramid.
         coarser: makes the levels that follow from the coarsest one, like `SubsampledLevels`.
+        norm: after each convolution; by default none, but biases.
     """
 
-    def __init__(self, in_channels: Mapping[int, int], *, channels: int, coarser: nn.Module) -> None:
+    def __init__(
+        self, in_channels: Mapping[int, int], *, channels: int, coarser: nn.Module, norm: BranchNorm | None = None
+    ) -> None:
         super().__init__()
         self.coarser = coarser
-        self.lateral = nn.ModuleDict({str(s): nn.Conv2d(c, channels, 1) for s, c in in_channels.items()})
-        self.output = nn.ModuleDict({str(s): nn.Conv2d(channels, channels, 3, padding=1) for s in in_channels})
-        for conv in [*self.lateral.values(), *self.output.values()]:
-            _init(conv)
+        self.lateral = nn.ModuleDict({str(s): _conv(c, channels, 1, norm) for s, c in in_channels.items()})
+        self.output = nn.ModuleDict({str(s): _conv(channels, channels, 3, norm) for s in in_channels})
 
     def forward(self, features: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """{stride: (B, C_s, H_s, W_s)} → {stride: (B, channels, H_s, W_s)}, finest first."""
@@ -55,9 +58,7 @@ class ConvolvedLevels(nn.Module):
 
     def __init__(self, channels: int, *, count: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(count))
-        for conv in self.convs:
-            _init(conv)
+        self.convs = nn.ModuleList(_plain(nn.Conv2d(channels, channels, 3, stride=2, padding=1)) for _ in range(count))
 
     def forward(self, level: Tensor) -> list[Tensor]:
         """Each half the size of the one before it, rounded up, the first of `level` (B, C, H, W)."""
@@ -67,8 +68,14 @@ class ConvolvedLevels(nn.Module):
         return levels[1:]
 
 
-def _init(conv: nn.Module) -> None:
-    assert isinstance(conv, nn.Conv2d)
+def _conv(in_channels: int, channels: int, kernel: int, norm: BranchNorm | None) -> nn.Module:
+    if norm is not None:
+        return normed_conv(in_channels, channels, kernel, norm=norm)
+    return _plain(nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2))
+
+
+def _plain(conv: nn.Conv2d) -> nn.Conv2d:
     assert conv.bias is not None
     nn.init.kaiming_uniform_(conv.weight, a=1)
     nn.init.zeros_(conv.bias)
+    return conv

@@ -1,7 +1,7 @@
 """Normalization layers that train with any batch, or not at all."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,20 @@ class LayerNorm2d(nn.LayerNorm):
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.weight.to(dtype), self.bias.to(dtype)
             return F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, weight, bias, self.eps).permute(0, 3, 1, 2)
+
+
+BranchNorm = Literal["group", "frozen"]
+"""Of parts beside the backbone: trained with any batch, or fixed, as pretrained weights bring it along."""
+
+
+def normed_conv(in_channels: int, channels: int, kernel: int = 3, *, norm: BranchNorm) -> nn.Sequential:
+    """A convolution without bias that keeps the size, and its norm."""
+    conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=False)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    pair = nn.Sequential(conv, GroupNorm(channels) if norm == "group" else nn.BatchNorm2d(channels))
+    if norm == "frozen":
+        freeze_norms(pair)
+    return pair
 
 
 class FrozenNorm(nn.Module):

@@ -18,10 +18,10 @@ _DEEP = [f"{kind}-rcnn-{depth}-fpn" for kind in ("faster", "keypoint", "mask") f
 _DETECTRON2 = [*_FLAT, *_DEEP, "mask-keypoint-rcnn-r50-fpn"]
 IMPORTABLE: dict[str, tuple[str, ...]] = {  # what is asked for → builders with the parts such weights were trained with
     "deepmask-r50": ("deepmask-r50",),
-    "faster-rcnn-r50-fpn": ("faster-rcnn-r50-fpn-torchvision", "faster-rcnn-r50-fpn"),
+    "faster-rcnn-r50-fpn": ("faster-rcnn-r50-fpn-torchvision", "faster-rcnn-r50-fpn-torchvision-v2", "faster-rcnn-r50-fpn"),
     "fcos-r50": ("fcos-r50-torchvision",),
     "keypoint-rcnn-r50-fpn": ("keypoint-rcnn-r50-fpn-torchvision", "keypoint-rcnn-r50-fpn"),
-    "mask-rcnn-r50-fpn": ("mask-rcnn-r50-fpn-torchvision", "mask-rcnn-r50-fpn"),
+    "mask-rcnn-r50-fpn": ("mask-rcnn-r50-fpn-torchvision", "mask-rcnn-r50-fpn-torchvision-v2", "mask-rcnn-r50-fpn"),
     "mnc-vgg16": ("mnc-vgg16-released",),
     "sharpmask-r50": ("sharpmask-r50",),
     **{name: (name,) for name in (*_EMBEDMASK, *_DETECTRON2)},
@@ -42,7 +42,7 @@ def import_weights(
 ) -> ModelCard:
     """Make a run of another toolkit's checkpoint, whatever its classes.
 
-    torchvision's Faster, Mask and Keypoint R-CNN (R50-FPN, first versions) and FCOS; detectron2's Faster, Mask and Keypoint
+    torchvision's Faster, Mask and Keypoint R-CNN (R50-FPN) and FCOS; detectron2's Faster, Mask and Keypoint
     R-CNN (.pkl files of its zoo, or .pth); the authors' EmbedMask, DeepMask and SharpMask (.t7 files of Torch7) and MNC
     (.caffemodel or .caffemodel.h5 of Caffe). The run records the parts these weights were trained with, so that it answers as
     the original does. Rows keep their numbers as original ids; where there are as many as COCO has (torchvision 91, others 80),

@@ -176,8 +176,8 @@ def from_heatmaps(logits: Tensor, boxes: Tensor) -> Tensor:
         x, y and the share of the peak in the softmax over cells, (N, J, 3).
     """
     points = logits.new_zeros((*logits.shape[:2], 3))
-    extents = boxes[:, 2:] - boxes[:, :2]
-    for i, (width, height) in enumerate(extents.ceil().clamp(min=1).int().tolist()):
+    extents = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
+    for i, (width, height) in enumerate(extents.ceil().int().tolist()):
         enlarged = F.interpolate(logits[i : i + 1], size=(height, width), mode="bicubic")[0].flatten(1)  # (J, height · width)
         peak, place = enlarged.max(dim=1)
         cell = torch.stack([place % width, place // width], dim=1) + 0.5

@@ -61,6 +61,7 @@ from maskwright.systems.torchvision_rcnn import (
     keypoint_rcnn_r50_fpn_torchvision,
     mask_rcnn_r50_fpn_torchvision,
 )
+from maskwright.systems.torchvision_rcnn_v2 import faster_rcnn_r50_fpn_torchvision_v2, mask_rcnn_r50_fpn_torchvision_v2
 
 __all__ = ["SYSTEMS", "Builder", "Loss", "System", "Task", "find_builder"]
 
@@ -88,6 +89,7 @@ SYSTEMS: dict[str, Builder] = {
     "faster-rcnn-r50-dc5": faster_rcnn_r50_dc5,
     "faster-rcnn-r50-fpn": faster_rcnn_r50_fpn,
     "faster-rcnn-r50-fpn-torchvision": faster_rcnn_r50_fpn_torchvision,
+    "faster-rcnn-r50-fpn-torchvision-v2": faster_rcnn_r50_fpn_torchvision_v2,
     "faster-rcnn-r101-c4": faster_rcnn_r101_c4,
     "faster-rcnn-r101-dc5": faster_rcnn_r101_dc5,
     "faster-rcnn-r101-fpn": faster_rcnn_r101_fpn,
@@ -110,6 +112,7 @@ SYSTEMS: dict[str, Builder] = {
     "mask-rcnn-r50-dc5": mask_rcnn_r50_dc5,
     "mask-rcnn-r50-fpn": mask_rcnn_r50_fpn,
     "mask-rcnn-r50-fpn-torchvision": mask_rcnn_r50_fpn_torchvision,
+    "mask-rcnn-r50-fpn-torchvision-v2": mask_rcnn_r50_fpn_torchvision_v2,
     "mask-rcnn-r101-c4": mask_rcnn_r101_c4,
     "mask-rcnn-r101-dc5": mask_rcnn_r101_dc5,
     "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,

@@ -25,7 +25,7 @@ from torchvision.ops import sigmoid_focal_loss
 from maskwright.layers.assignment import drawn
 from maskwright.layers.backbones import Origin
 from maskwright.layers.initialization import init_normal
-from maskwright.layers.norms import GroupNorm, freeze_norms
+from maskwright.layers.norms import BranchNorm, normed_conv
 from maskwright.layers.precision import Float32Conv2d
 from maskwright.structures import Instances, Masks
 from maskwright.systems.embedmask import (
@@ -61,7 +61,6 @@ from maskwright.systems.fcos import (
 )
 from maskwright.systems.system import Loss, masks_of
 
-BranchNorm = Literal["group", "frozen"]
 FIRST_PX = 2.5  # where cell 0 begins: twofold, then fourfold aligned upsampling put cell j on pixel 8 j + 6, centre 8 j + 6.5
 
 
@@ -74,12 +73,7 @@ def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
 
 
 def _conv_norm_relu(in_channels: int, channels: int, norm: BranchNorm) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-    nn.init.kaiming_uniform_(conv.weight, a=1)
-    block = nn.Sequential(conv, GroupNorm(channels) if norm == "group" else nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
-    if norm == "frozen":
-        freeze_norms(block)
-    return block
+    return nn.Sequential(*normed_conv(in_channels, channels, norm=norm), nn.ReLU(inplace=True))
 
 
 class FusedBranch(nn.Module):

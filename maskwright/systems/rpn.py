@@ -83,7 +83,7 @@ class RegionProposalNetwork(nn.Module):
     ) -> None:
         super().__init__()
         hidden = hidden or channels
-        self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.conv: nn.Module = nn.Conv2d(channels, hidden, 3, padding=1)
         self.objectness = Float32Conv2d(hidden, anchors.per_cell, 1)
         self.deltas = Float32Conv2d(hidden, 4 * anchors.per_cell, 1)
         for layer in (self.conv, self.objectness, self.deltas):

@@ -122,11 +122,23 @@ def whole_pixel_windows(probs: Tensor, boxes: Tensor) -> MaskProbs:
 STRIDES = (4, 8, 16, 32)
 
 
-def _pool(side: int) -> RoiAlign:
+RPN: dict[str, Any] = {
+    "anchors": RoundedAnchors(ANCHORS_FPN),
+    "matcher": IouMatcher(positive=0.7, negative=0.3, rescue_above=-1.0),
+    "sampler": SampledMeanSampler(256, positive_fraction=0.5),
+    "box_beta": BETA,
+    "min_side_px": 1e-3,
+}
+BOXES = {"box_beta": BETA, "min_side_px": 1e-2}
+MASKS: dict[str, Any] = {"targets": soft_mask_targets, "lay": whole_pixel_windows}
+
+
+def legacy_pool(side: int) -> RoiAlign:
+    """RoIAlign as torchvision builds it."""
     return RoiAlign(side, strides=STRIDES, sampling_ratio=2, aligned=False, level_tolerance=1e-6)
 
 
-def _parts(
+def torchvision_parts(
     *, num_classes: int, norm_eps: float, num_proposals: int, score_threshold: float, short_px: int, long_px: int
 ) -> dict[str, Any]:
     """All of the networks but their instance heads."""
@@ -135,23 +147,10 @@ def _parts(
         "input": InputSpec(resize=ResizeRule(short_px, long_px, rounding="floor", antialias=False)),
         "backbone": body,
         "fpn": FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1)),
-        "rpn": RegionProposalNetwork(
-            256,
-            anchors=RoundedAnchors(ANCHORS_FPN),
-            matcher=IouMatcher(positive=0.7, negative=0.3, rescue_above=-1.0),
-            sampler=SampledMeanSampler(256, positive_fraction=0.5),
-            box_beta=BETA,
-            min_side_px=1e-3,
-        ),
+        "rpn": RegionProposalNetwork(256, **RPN),
         "roi_sampler": RoiSampler(num_classes=num_classes, per_image=512),
         "box_head": BoxHead(
-            256,
-            hidden=1024,
-            num_classes=num_classes,
-            pool=_pool(7),
-            box_beta=BETA,
-            score_threshold=score_threshold,
-            min_side_px=1e-2,
+            256, hidden=1024, num_classes=num_classes, pool=legacy_pool(7), score_threshold=score_threshold, **BOXES
         ),
         "num_proposals": num_proposals,
         "num_training_proposals": 2000,
@@ -172,7 +171,7 @@ def _torchvision_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterR
         short_px: int = 800,
         long_px: int = 1333,
     ) -> FasterRCNN:
-        parts = _parts(
+        parts = torchvision_parts(
             num_classes=num_classes,
             norm_eps=norm_eps,
             num_proposals=num_proposals,
@@ -180,7 +179,7 @@ def _torchvision_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterR
             short_px=short_px,
             long_px=long_px,
         )
-        mask = MaskHead(256, num_classes=num_classes, pool=_pool(14), targets=soft_mask_targets, lay=whole_pixel_windows)
+        mask = MaskHead(256, num_classes=num_classes, pool=legacy_pool(14), **MASKS)
         return FasterRCNN(**parts, instance_heads={"mask": mask} if has_masks else {}, max_detections=max_detections)
 
     build.__doc__ = summary
@@ -207,7 +206,7 @@ def keypoint_rcnn_r50_fpn_torchvision(
     long_px: int = 1333,
 ) -> FasterRCNN:
     """Keypoint R-CNN, R50-FPN, with torchvision's parts: for weights from there."""
-    parts = _parts(
+    parts = torchvision_parts(
         num_classes=num_classes,
         norm_eps=norm_eps,
         num_proposals=num_proposals,
@@ -215,5 +214,5 @@ def keypoint_rcnn_r50_fpn_torchvision(
         short_px=short_px,
         long_px=long_px,
     )
-    head = KeypointHead(256, num_keypoints=num_keypoints, pool=_pool(14))
+    head = KeypointHead(256, num_keypoints=num_keypoints, pool=legacy_pool(14))
     return FasterRCNN(**parts, instance_heads={"keypoint": head}, max_detections=max_detections)

@@ -1,10 +1,11 @@
-"""Weights of torchvision's Faster, Mask and Keypoint R-CNN (R50-FPN, first versions) and FCOS, in our names.
+"""Weights of torchvision's Faster, Mask and Keypoint R-CNN (R50-FPN) and FCOS, in our names.
 
 Theirs hold the background as the first class, R-CNN's ours as the last; the background's box, mask and, with FCOS, class, which
 nothing ever reads or trains, are left out.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,10 +37,25 @@ _RCNN = [  # theirs → ours; files written before torchvision 0.13 lack the opt
     (r"roi_heads\.keypoint_head\.(?P<place>\d+)" + _KIND, "instance_heads.keypoint.convs.{place}.{kind}"),
     (r"roi_heads\.keypoint_predictor\.kps_score_lowres" + _KIND, "instance_heads.keypoint.deconv.{kind}"),
 ]
+_NORM = r"\.1\.(?P<part>weight|bias|running_mean|running_var)"
+_SECOND = [  # of the second versions; the others are tried after them
+    (r"backbone\.fpn\.inner_blocks\.(?P<level>[0-3])\.0\.weight", "fpn.lateral.{level}.0.weight"),
+    (r"backbone\.fpn\.inner_blocks\.(?P<level>[0-3])" + _NORM, "fpn.lateral.{level}.1.{part}"),
+    (r"backbone\.fpn\.layer_blocks\.(?P<level>[0-3])\.0\.weight", "fpn.output.{level}.0.weight"),
+    (r"backbone\.fpn\.layer_blocks\.(?P<level>[0-3])" + _NORM, "fpn.output.{level}.1.{part}"),
+    (r"rpn\.head\.conv\.(?P<layer>[01])\.0" + _KIND, "rpn.conv.{layer}.{kind}"),
+    (r"roi_heads\.box_head\.(?P<index>[0-3])\.0\.weight", "box_head.convs.{index}.0.weight"),
+    (r"roi_heads\.box_head\.(?P<index>[0-3])" + _NORM, "box_head.convs.{index}.1.{part}"),
+    (r"roi_heads\.box_head\.5" + _KIND, "box_head.fc.{kind}"),
+    (r"roi_heads\.mask_head\.(?P<index>[0-3])\.0\.weight", "instance_heads.mask.convs.{index}.0.weight"),
+    (r"roi_heads\.mask_head\.(?P<index>[0-3])" + _NORM, "instance_heads.mask.convs.{index}.1.{part}"),
+    *_RCNN,
+]
 _RCNN_TABLES = {
     "level": {"0": "4", "1": "8", "2": "16", "3": "32"},
     "number": {"1": "0", "2": "1", "3": "2", "4": "3"},
     "place": {str(2 * layer): str(layer) for layer in range(8)},
+    "layer": {"0": "0", "1": "2"},  # ReLU between
 }
 _FCOS = [
     _BODY,
@@ -71,14 +87,12 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     """Rename, and move or drop the background's rows; the caller checks that the result is complete.
 
     Raises:
-        ValueError: a second version, or names that have no place in the network, all of them listed up to a limit.
+        ValueError: names that have no place in the network, all of them listed up to a limit.
     """
-    second = ("rpn.head.conv.1.", "roi_heads.box_head.5.", "backbone.fpn.inner_blocks.0.1.")
-    if any(name.startswith(second) for name in state):
-        raise ValueError("it is of a second version (..._resnet50_fpn_v2): only the first ones can be imported")
     if "head.classification_head.cls_logits.weight" in state:
         return _convert_fcos(state)
-    tensors = rename(state, _RCNN, _RCNN_TABLES)
+    is_second = any(name.startswith("roi_heads.box_head.5.") for name in state)
+    tensors = rename(state, _SECOND if is_second else _RCNN, _RCNN_TABLES)
     for name, value in tensors.items():
         if name.startswith("box_head.classes."):
             tensors[name] = torch.cat([value[1:], value[:1]])
@@ -88,19 +102,20 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
             tensors[name] = value[1:]
     names, ids = _classes(len(state["roi_heads.box_predictor.cls_score.weight"]) - 1)
     heads = [head for head in ("mask", "keypoint") if any(name.startswith(f"instance_heads.{head}.") for name in tensors)]
-    arguments, points = {"num_classes": len(names)}, None
+    arguments: dict[str, Any] = {"num_classes": len(names), **({"branch_norm": "frozen"} if is_second else {})}
+    points = None
     if "keypoint" in heads:
         points = person_keypoints(tensors.get("instance_heads.keypoint.deconv.weight"))
         arguments["num_keypoints"] = len(points.names)
         names = ("person",) if len(names) == 1 else names
     return Converted(
         tensors,
-        system=f"{'-'.join(heads) or 'faster'}-rcnn-r50-fpn-torchvision",
+        system=f"{'-'.join(heads) or 'faster'}-rcnn-r50-fpn-torchvision{'-v2' if is_second else ''}",
         arguments=arguments,
         names=names,
         ids=ids,
         keypoints=points,
-        norm_eps_unknown=not any(name.endswith("num_batches_tracked") for name in state),
+        norm_eps_unknown=not is_second and not any(name.endswith("num_batches_tracked") for name in state),
     )
 
 
