@@ -116,6 +116,9 @@ def compare(
     val_fraction: Annotated[float | None, typer.Option(help="Share of a single file's images kept for validation.")] = None,
     classes: Annotated[str | None, typer.Option(help="Names of the classes to use, separated by commas.")] = None,
     max_detections: Annotated[str | None, typer.Option(help="Limits on the detections of an image, like 1,10,300.")] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Rank all by boxes, masks or keypoints; by default by what each answers.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A recipe field of all that is trained.")] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -141,6 +144,7 @@ def compare(
         changes=set_ or [],
         options=options,
         max_detections=None if max_detections is None else _limits(max_detections),
+        by=by,
         device=device,
         console=console,
     )

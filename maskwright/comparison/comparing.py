@@ -31,13 +31,13 @@ from maskwright.evaluation.statistics import RESAMPLES, image_weights
 from maskwright.evaluation.study import Study, study
 from maskwright.inference import Model, load
 from maskwright.inference.scoring import detections, has_keypoints, has_masks, match_categories
-from maskwright.recipes import DataOptions, Recipe
+from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.recipes.recipe import parse_assignments
 from maskwright.runs.checkpoints import find_weights
 from maskwright.runs.device import machine_line
 from maskwright.runs.progress import shown
 from maskwright.structures import Intensity
-from maskwright.systems import Task
+from maskwright.systems import Task, find_builder
 from maskwright.training.loop import METRICS, RECIPE
 
 RESULTS, REPORT = "results.json", "report.html"
@@ -72,6 +72,7 @@ def compare(
     changes: Sequence[str] = (),
     options: DataOptions | None = None,
     max_detections: Sequence[int] | None = None,
+    by: str | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> Comparison:
@@ -88,6 +89,7 @@ def compare(
         changes: recipe fields for all that is trained, like "augment.vertical_flip=0.5".
         options: further choices about the data: image folder, validation share, classes, bad annotations.
         max_detections: limits on the detections of an image and class; by default 1, 10 and the most any model gives.
+        by: rank all entries by "boxes", "masks" or "keypoints"; by default each by the finest it answers, in tables by task.
 
     Raises:
         ValueError: what the user can mend, before anything is trained where that can be known.
@@ -97,9 +99,10 @@ def compare(
     if not parsed or seeds < 1:
         raise ValueError("got nothing to compare: name at least one system, run folder or results file, and at least one seed")
     _check_place(out)
+    _check_ranking(by, parsed)
     options = (options or DataOptions(path=str(data))).model_copy(update={"path": str(data)})
     dataset, images = _open_data(options, parsed)
-    answered = {entry.name: from_files(entry.results, dataset) for entry in parsed if entry.results}
+    answered = {e.name: _ranked_by(by, e.name, from_files(e.results, dataset)) for e in parsed if e.results}
     models = {entry.name: _opened(entry, dataset, device, console) for entry in parsed if entry.runs}
     budget = Budget(epochs, minutes)
     plan = recipes(parsed, options, changes, budget, out, device)
@@ -109,9 +112,9 @@ def compare(
         if entry.system:
             models[entry.name] = load(folders[entry.name][0] / "last", device=device, system=entry.system)
     weights = {e.name: [f / "last" for f in folders[e.name]] if e.system else list(e.runs) for e in parsed if not e.results}
-    found, limits = _answer(parsed, models, weights, dataset, max_detections, out, console)
+    found, limits = _answer(parsed, models, weights, dataset, max_detections, by, out, console)
     answered = {e.name: (answered | found)[e.name] for e in parsed}
-    command = _command(entries, options, out, budget, seeds, changes, max_detections)
+    command = _command(entries, options, out, budget, seeds, changes, max_detections, by)
     title = f"Comparison on {Path(data).name}"
     comparison = assemble(dataset, answered, title=title, command=command, limits=limits, console=console)
     write_json(out / RESULTS, comparison.to_dict(), indent=1)
@@ -125,6 +128,7 @@ def _answer(
     weights: Mapping[str, Sequence[Path]],
     dataset: CocoDataset,
     max_detections: Sequence[int] | None,
+    by: str | None,
     out: Path,
     console: Console,
 ) -> tuple[dict[str, Answered], tuple[int, ...]]:
@@ -136,7 +140,7 @@ def _answer(
     answered = {}
     for entry in entries:
         if not entry.results:
-            found = _from_runs(entry, weights[entry.name], models[entry.name], dataset, limits[-1], out, console)
+            found = _from_runs(entry, weights[entry.name], models[entry.name], dataset, limits[-1], by, out, console)
             answered[entry.name] = with_costs(found, measured[entry.name])
     return answered, limits
 
@@ -221,6 +225,42 @@ def publish(
 
 # Entries
 
+RANKINGS: Mapping[str, tuple[Task, tuple[Kind, ...]]] = {
+    "boxes": (Task.BOXES, ("bbox",)),
+    "masks": (Task.INSTANCES, ("bbox", "segm", "boundary")),
+    "keypoints": (Task.KEYPOINTS, ("bbox", "keypoints")),
+}
+"""What entries of several tasks can be ranked by, and what they are then scored on."""
+
+
+def _check_ranking(by: str | None, entries: Sequence[Entry]) -> None:
+    """Make sure that all that is trained can be ranked so.
+
+    Raises:
+        ValueError: a ranking that is none, or a system that does not answer what it is to be ranked by.
+    """
+    if by is None:
+        return
+    if by not in RANKINGS:
+        raise ValueError(f"got the ranking {by!r}, expected {', '.join(RANKINGS)}")
+    for entry in entries:
+        if entry.system:
+            with torch.device("meta"):  # a network without numbers
+                task = find_builder(find_recipe(entry.system).system)(num_classes=1).task
+            lacks = {"masks": not task.has_masks, "keypoints": not task.has_keypoints}.get(by, False)
+            if lacks or task == Task.PROPOSALS:
+                raise ValueError(f"{entry.name!r} answers {task}, which cannot be ranked by {by}: leave it out, or --by")
+
+
+def _ranked_by(by: str | None, name: str, answered: Answered) -> Answered:
+    """An entry as if it answered no more than it is ranked by."""
+    if by is None:
+        return answered
+    task, kinds = RANKINGS[by]
+    if answered.facts.task == Task.PROPOSALS or kinds[-1] not in answered.kinds:
+        raise ValueError(f"{name!r} answers {answered.facts.task}, which cannot be ranked by {by}: leave it out, or --by")
+    return replace(answered, facts=replace(answered.facts, task=task), kinds=kinds)
+
 
 def from_files(paths: Sequence[Path], dataset: CocoDataset) -> Answered:
     """Somebody's COCO results."""
@@ -289,7 +329,7 @@ def with_costs(answered: Answered, measured: Mapping[str, float | None]) -> Answ
 
 def with_history(facts: Facts, folders: Sequence[Path]) -> Facts:
     """What run folders tell about their training."""
-    histories = [tuple(_points(folder / METRICS, decisive(facts.task))) for folder in folders]
+    histories = [tuple(_points(folder / METRICS, Task(facts.task))) for folder in folders]
     lengths = [history[-1]["time_s"] for history in histories if history]
     recipe = folders[0] / RECIPE
     return replace(
@@ -301,8 +341,9 @@ def with_history(facts: Facts, folders: Sequence[Path]) -> Facts:
     )
 
 
-def _points(path: Path, decides: str) -> Iterable[dict[str, float]]:
+def _points(path: Path, task: Task) -> Iterable[dict[str, float]]:
     """The training curve of a run, steps of all stages in a row."""
+    answers = {"keypoints": task.has_keypoints, "segm": task.has_masks, "bbox": True}
     if not path.is_file():
         return
     before, stage, last = 0, 0, 0
@@ -314,10 +355,10 @@ def _points(path: Path, decides: str) -> Iterable[dict[str, float]]:
         if line["stage"] != stage:
             before, stage = before + last, line["stage"]
         last = line["step"]
-        scored = next(
-            (line[kind] for kind in ("keypoints", "segm", "bbox") if kind in line), None
-        )  # the metrics of a stage that is not scored are missing
-        value = -1.0 if scored is None else scored["ar"][-1] if decides == "ar" else scored["ap"]
+        scored = next((line[kind] for kind, is_answered in answers.items() if is_answered and kind in line), None)
+        value = -1.0  # the metrics of a stage that is not scored are missing
+        if scored is not None:
+            value = scored["ar"][-1] if decisive(task) == "ar" else scored["ap"]
         yield {
             "step": float(before + last),
             "time_s": line["time_s"],
@@ -328,7 +369,14 @@ def _points(path: Path, decides: str) -> Iterable[dict[str, float]]:
 
 
 def _from_runs(
-    entry: Entry, weights: Sequence[Path], model: Model, dataset: CocoDataset, limit: int, out: Path, console: Console
+    entry: Entry,
+    weights: Sequence[Path],
+    model: Model,
+    dataset: CocoDataset,
+    limit: int,
+    by: str | None,
+    out: Path,
+    console: Console,
 ) -> Answered:
     """Detections of every run of an entry, kept in files."""
     arguments = {} if entry.system else parse_assignments(entry.changes)
@@ -347,6 +395,7 @@ def _from_runs(
         return lambda: cast(list[dict[str, Any]], kept(file, key, answer))
 
     answered = from_model(model, dataset, [make(number, path) for number, path in enumerate(weights)])
+    answered = _ranked_by(by, entry.name, answered)
     folders = [path.parent if path.name in ("best", "last") else path for path in weights]
     facts = answered.facts if any(folder.is_file() for folder in folders) else with_history(answered.facts, folders)
     source = " ".join([entry.system, *entry.changes]) if entry.system else ", ".join(map(str, weights))
@@ -439,6 +488,7 @@ def _command(
     seeds: int,
     changes: Sequence[str],
     max_detections: Sequence[int] | None,
+    by: str | None,
 ) -> str:
     """What makes this comparison again."""
     words = ["maskwright", "compare", *entries, "--data", options.path]
@@ -450,6 +500,7 @@ def _command(
         ("--minutes", budget.minutes),
         ("--max-detections", None if max_detections is None else ",".join(map(str, max_detections))),
         ("--seeds", seeds),
+        ("--by", by),
     ):
         if value is not None:
             words += [name, str(value)]

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maskwright.data.files import read_json, write_json
-from maskwright.recipes import DataOptions, Recipe, find_recipe
-from maskwright.systems import SYSTEMS
+from maskwright.recipes import RECIPES, DataOptions, Recipe, find_recipe
 from maskwright.training.loop import seconds_per_epoch
 
 PLAN = "plan.json"
@@ -22,7 +21,7 @@ class Entry:
 
     Args:
         name: what it is called in the report.
-        system: what to train; None for the others.
+        system: what to train, a system or a recipe; None for the others.
         runs: run folders or weights files, each a seed.
         results: COCO results files, each a seed.
         changes: texts like "arguments.margin=fixed" for a recipe; like "cut=log" for runs.
@@ -57,9 +56,9 @@ def parse_entry(text: str) -> Entry:
         raise ValueError(
             f"got the entry {text!r}, expected a system, run folders or results files, for example mask-rcnn-small"
         )
-    unknown = [word for word in what if word in SYSTEMS or not Path(word).exists()]
+    unknown = [word for word in what if word in RECIPES or not Path(word).exists()]
     if unknown == what and len(what) == 1:
-        if not (what[0] in SYSTEMS or ":" in what[0]) and ("/" in what[0] or what[0].endswith(".json")):
+        if not (what[0] in RECIPES or ":" in what[0]) and ("/" in what[0] or what[0].endswith(".json")):
             raise ValueError(f"{what[0]}: there is no such run folder or results file")
         find_recipe(what[0])  # complains of systems that do not exist
         return Entry(name if colon else " ".join(words), system=what[0], changes=changes)

@@ -180,3 +180,33 @@ def test_report_of_a_run(tiny_run, tmp_path, console):
     assert "maskwright report" in page
     with pytest.raises(ValueError, match="is not the folder of a run"):
         mw.report(tmp_path)
+
+
+def test_systems_of_two_tasks_in_one_table(compared):
+    root, _, answer, _ = compared
+    assert len(answer.tables) == 2
+    runs = [f"masks: {root / 'out' / 'runs' / 'mask-rcnn-small-0'}", f"boxes: {root / 'out' / 'runs' / 'boxes-0'}"]
+    options = {"data": root / "data", "device": "cpu"}
+    ranked = mw.compare(runs, out=root / "by-boxes", by="boxes", **options)
+    (table,) = ranked.tables
+    assert (table.task, {row.name for row in table.rows}) == ("boxes", {"masks", "boxes"})
+    assert len(table.differences) == 1
+    assert "--by boxes" in ranked.command
+    own = {row.name: row for row in answer.rows}["mask-rcnn-small"]
+    mine = {row.name: row for row in table.rows}["masks"]
+    assert (mine.kind, own.kind) == ("bbox", "segm")
+    assert set(mine.metrics[0]) == {"bbox"}
+    best = mw.evaluate(root / "out" / "runs" / "mask-rcnn-small-0", data=root / "data", device="cpu").metrics["bbox"]
+    assert mine.by_seed["ap"] == [pytest.approx(max(best.ap, 0), abs=1e-9)]
+    (point,) = mine.facts.histories[0]
+    line = json.loads((root / "out" / "runs" / "mask-rcnn-small-0" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert point["ap"] == pytest.approx(line["bbox"]["ap"])
+    with pytest.raises(ValueError, match="'boxes' answers boxes, which cannot be ranked by masks"):
+        mw.compare(runs, out=root / "by-masks", by="masks", **options)
+    with pytest.raises(ValueError, match="'faster-rcnn-small' answers boxes, which cannot be ranked by masks"):
+        mw.compare(["faster-rcnn-small"], out=root / "never", by="masks", **options)
+    with pytest.raises(ValueError, match="'sharpmask-small' answers proposals, which cannot be ranked by masks"):
+        mw.compare(["sharpmask-small"], out=root / "never", by="masks", **options)
+    with pytest.raises(ValueError, match="got the ranking 'area', expected boxes, masks, keypoints"):
+        mw.compare(runs, out=root / "never", by="area", **options)
+    assert not (root / "never").exists()
