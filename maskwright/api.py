@@ -165,7 +165,11 @@ def evaluate(
     """
     model = run if isinstance(run, Model) else load(run, device=device, **(arguments or {}))
     dataset = open_split(
-        Path(data), split, images=None if images is None else Path(images), invalid="skip" if skip_invalid else "stop"
+        Path(data),
+        split,
+        images=None if images is None else Path(images),
+        invalid="skip" if skip_invalid else "stop",
+        keypoints=model.system.task.has_keypoints,
     )
     where = None if isinstance(run, Model) else Path(run)
     scoring = _Scoring(dataset, split, max_detections, class_agnostic, None if report is None else Path(report), console)
@@ -269,6 +273,8 @@ class _Scoring:
         limit = check_limits(self.max_detections or usual)[-1]
         results = detections(model, self.dataset, limit=limit, console=console, class_agnostic=self.class_agnostic)
         answered = from_model(model, self.dataset, [lambda: results])
+        if model.system.task.has_keypoints and "keypoints" not in answered.kinds:
+            console.print(f"{self.dataset.path}: has no keypoints: those of the model are not scored", highlight=False)
         name = model.card.system if where is None else where.name
         if self.report is not None:
             facts = answered.facts if where is None or where.is_file() else with_history(answered.facts, [where])

@@ -12,7 +12,7 @@ from maskwright.api import Evaluation
 from maskwright.evaluation import DetectionMetrics
 from maskwright.evaluation.cityscapes import CityscapesMetrics
 from maskwright.evaluation.comparison import Comparison
-from maskwright.evaluation.detection import KIND_NAMES, percent
+from maskwright.evaluation.detection import KEYPOINT_LIMIT, KIND_NAMES, percent
 from maskwright.evaluation.overlaps import Kind
 from maskwright.evaluation.proposals import ProposalMetrics
 from maskwright.evaluation.region_ap import RegionMetrics
@@ -117,12 +117,16 @@ def metric_tables(metrics: Mapping[Kind, DetectionMetrics]) -> Iterator[Table]:
     """COCO's numbers in percent, one row for each kind; then AP by class where there are several."""
     first = next(iter(metrics.values()))
     limit = first.max_detections[-1]
+    few = "keypoints" in metrics and limit > KEYPOINT_LIMIT
     table = Table(
         "", "AP", "AP50", "AP75", "AP small", "AP medium", "AP large", *(f"AR {m}" for m in first.max_detections),
-        title=f"COCO, in percent, at most {limit} detections an image", title_justify="left", box=None,
+        title=f"COCO, in percent, at most {limit} detections an image{', 20 of keypoints' if few else ''}",
+        title_justify="left", box=None,
     )  # fmt: skip
     for kind, m in metrics.items():
-        values = [m.ap, m.ap50, m.ap75, m.ap_small, m.ap_medium, m.ap_large, *m.ar]
+        recall = dict(zip(m.max_detections, m.ar, strict=True))
+        recalls = [recall[n if n in recall else m.max_detections[-1]] for n in first.max_detections]
+        values = [m.ap, m.ap50, m.ap75, m.ap_small, m.ap_medium, m.ap_large, *recalls]
         table.add_row(KIND_NAMES[kind], *(percent(v) for v in values))
     yield table
     if len(first.per_class) > 1:

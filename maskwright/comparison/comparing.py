@@ -33,7 +33,7 @@ from maskwright.inference import Model, load
 from maskwright.inference.scoring import detections, has_keypoints, has_masks, match_categories
 from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.recipes.recipe import parse_assignments
-from maskwright.runs.checkpoints import find_weights
+from maskwright.runs.checkpoints import all_arguments, find_weights
 from maskwright.runs.device import machine_line
 from maskwright.runs.progress import shown
 from maskwright.structures import Intensity
@@ -96,10 +96,8 @@ def compare(
     """
     out, console = Path(out), console or Console(markup=False)
     parsed = parse_entries(entries)
-    if not parsed or seeds < 1:
-        raise ValueError("got nothing to compare: name at least one system, run folder or results file, and at least one seed")
+    _check_request(parsed, seeds, by)
     _check_place(out)
-    _check_ranking(by, parsed)
     options = (options or DataOptions(path=str(data))).model_copy(update={"path": str(data)})
     dataset, images = _open_data(options, parsed)
     answered = {e.name: _ranked_by(by, e.name, from_files(e.results, dataset)) for e in parsed if e.results}
@@ -233,12 +231,14 @@ RANKINGS: Mapping[str, tuple[Task, tuple[Kind, ...]]] = {
 """What entries of several tasks can be ranked by, and what they are then scored on."""
 
 
-def _check_ranking(by: str | None, entries: Sequence[Entry]) -> None:
-    """Make sure that all that is trained can be ranked so.
+def _check_request(entries: Sequence[Entry], seeds: int, by: str | None) -> None:
+    """Make sure that there is something to do, and that all that is trained can be ranked so.
 
     Raises:
-        ValueError: a ranking that is none, or a system that does not answer what it is to be ranked by.
+        ValueError: nothing to compare, a ranking that is none, or a system that does not answer what it is to be ranked by.
     """
+    if not entries or seeds < 1:
+        raise ValueError("got nothing to compare: name at least one system, run folder or results file, and at least one seed")
     if by is None:
         return
     if by not in RANKINGS:
@@ -416,9 +416,16 @@ def _open_data(options: DataOptions, entries: Sequence[Entry]) -> tuple[CocoData
     """The images everything is scored on; and where something is trained, the ids of both splits."""
     path = Path(options.path)
     images = None if options.images is None else Path(options.images)
-    if options.val_fraction is not None or any(entry.system for entry in entries):
+    systems = [find_recipe(entry.system).system for entry in entries if entry.system]
+    keypoints = any("num_keypoints" in all_arguments(system, {}) for system in systems)
+    if options.val_fraction is not None or systems:
         train, val = open_datasets(
-            path, images=images, val_fraction=options.val_fraction, classes=options.classes, invalid=options.invalid
+            path,
+            images=images,
+            val_fraction=options.val_fraction,
+            classes=options.classes,
+            invalid=options.invalid,
+            keypoints=keypoints,
         )
         return val, {"train": train.image_ids.tolist(), "val": val.image_ids.tolist()}
     return open_split(

@@ -1,5 +1,6 @@
 """Finding data sets on disk: which annotation file, which image folder, which split."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +26,23 @@ class Source:
     read: Callable[[Path], Any] = read_json
 
 
-def find_split(data: Path, split: Literal["train", "val"]) -> Source | None:
+def find_split(data: Path, split: Literal["train", "val"], *, keypoints: bool = False) -> Source | None:
     """The files of a split in a folder, in one of the layouts people have; None where there is none.
 
     Layouts: `images/ + annotations/train.json`, COCO 2017 (`annotations/instances_train2017.json` + `train2017/`),
     Roboflow (`train/_annotations.coco.json`, images beside it), VOC 2012 (`ImageSets/Segmentation/train.txt`), SBD
     (`train.txt` beside `inst/`, `cls/` and `img/`), and Cityscapes (`gtFine/train/` and `leftImg8bit/train/`).
+
+    Args:
+        keypoints: whether COCO's `person_keypoints_train2017.json` is taken first, where there is one.
     """
+    names = ("person_keypoints", "instances") if keypoints else ("instances", "person_keypoints")
     for name in _SPLIT_NAMES[split]:
         plain = data / "annotations" / f"{name}.json"
         if plain.is_file():
             return Source(plain, data / "images")
-        for year in ("2017", "2014"):
-            coco = data / "annotations" / f"instances_{name}{year}.json"
+        for year, what in itertools.product(("2017", "2014"), names):
+            coco = data / "annotations" / f"{what}_{name}{year}.json"
             if coco.is_file():
                 folder = data / f"{name}{year}"
                 return Source(coco, folder if folder.is_dir() else data / "images" / f"{name}{year}")
@@ -63,8 +68,9 @@ def open_split(
     classes: Sequence[str] | None = None,
     invalid: Literal["stop", "skip"] = "stop",
     needs_images: bool = True,
+    keypoints: bool = False,
 ) -> CocoDataset:
-    """One split of a folder, or a single annotation file with its image folder.
+    """One split of a folder, or a single annotation file with its image folder; see `find_split`.
 
     Raises:
         ValueError: nothing that looks like a data set; the message lists the layouts understood.
@@ -76,7 +82,7 @@ def open_split(
     elif data.is_dir():
         if images is not None:
             raise ValueError(f"{data}: a folder brings its own images: leave --images away, or give one annotation file")
-        source = find_split(data, split)
+        source = find_split(data, split, keypoints=keypoints)
     else:
         raise ValueError(f"{data}: there is no such file or folder")
     if source is None:
@@ -100,6 +106,7 @@ def open_datasets(
     seed: int = 0,
     classes: Sequence[str] | None = None,
     invalid: Literal["stop", "skip"] = "stop",
+    keypoints: bool = False,
 ) -> tuple[CocoDataset, CocoDataset]:
     """Training and validation sets: the folder's own splits, or one file divided by a seeded draw.
 
@@ -108,10 +115,10 @@ def open_datasets(
     """
     if val_fraction is None and data.is_file():
         raise ValueError(f"{data}: one annotation file has no validation split: add --val-fraction 0.2")
-    train = open_split(data, "train", images=images, classes=classes, invalid=invalid)
+    train = open_split(data, "train", images=images, classes=classes, invalid=invalid, keypoints=keypoints)
     if val_fraction is not None:
         return split_dataset(train, val_fraction, seed)
-    val = open_split(data, "val", classes=classes, invalid=invalid)
+    val = open_split(data, "val", classes=classes, invalid=invalid, keypoints=keypoints)
     shared = {train.image_path(i) for i in range(len(train))} & {val.image_path(i) for i in range(len(val))}
     if shared:
         raise ValueError(

@@ -18,6 +18,7 @@ from maskwright.data.files import atomic_write, write_json
 from maskwright.recipes.recipe import complaints
 from maskwright.structures import InputSpec, KeypointSchema
 from maskwright.systems import SYSTEMS, Builder, System, Task, find_builder
+from maskwright.systems.keypoint_rcnn import KEYPOINT_LAYER
 from maskwright.systems.propose_then_detect import ProposeThenDetect
 
 FORMAT = 1
@@ -245,7 +246,8 @@ def load_strictly(system: System, tensors: Mapping[str, Tensor], file: Path) -> 
 def initialize(system: System, card: ModelCard, path: Path, say: Callable[[str], object]) -> None:
     """Start from the weights of another model of the same network; rows of classes it knows by name come along.
 
-    It may lack whole parts, if all it has finds a place: DeepMask starts SharpMask, Faster R-CNN starts Mask R-CNN.
+    It may lack whole parts, if all it has finds a place: DeepMask starts SharpMask, Faster R-CNN starts Mask R-CNN. What knows
+    keypoints starts afresh where those are others.
 
     Args:
         card: of `system`.
@@ -267,6 +269,8 @@ def initialize(system: System, card: ModelCard, path: Path, say: Callable[[str],
     fresh = [name for name in categories.names if name not in known.names]
     rows_per_class = system.class_rows()
     missing = _missing_parts(state, tensors)
+    if known.keypoints is not None and categories.keypoints is not None and known.keypoints.names != categories.keypoints.names:
+        missing = (*missing, KEYPOINT_LAYER)
     for name, tensor in state.items():
         if name.startswith(missing):
             continue

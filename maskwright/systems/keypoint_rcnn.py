@@ -99,6 +99,10 @@ def _carried(points: Tensor, boxes: Tensor, to_boxes: Tensor) -> Tensor:
     return torch.cat([moved, points[..., 2:]], dim=-1)
 
 
+KEYPOINT_LAYER = "instance_heads.keypoint.deconv."
+"""Whose parameters belong to keypoints, as rows do to classes: beginning of their names."""
+
+
 # Sizes
 
 

@@ -520,7 +520,7 @@ faster_rcnn_r50_fpn = _pyramid_rcnn(
     "resnet50", has_masks=False, summary="Faster R-CNN with ResNet-50 and FPN: 41.7 M parameters at 80 classes."
 )
 faster_rcnn_r101_fpn = _pyramid_rcnn(
-    "resnet101", has_masks=False, summary="Faster R-CNN with ResNet-101 and FPN: 60.7 M parameters at 80 classes."
+    "resnet101", has_masks=False, summary="Faster R-CNN with ResNet-101 and FPN: 60.6 M parameters at 80 classes."
 )
 faster_rcnn_x101_fpn = _pyramid_rcnn(
     "resnext101_32x8d",
@@ -545,7 +545,7 @@ mask_rcnn_x101_fpn = _pyramid_rcnn(
 mask_rcnn_x101_64x4d_fpn = _pyramid_rcnn(
     "resnext101_64x4d",
     has_masks=True,
-    summary="Mask R-CNN with ResNeXt-101-64×4d and FPN: 102.0 M parameters at 80 classes (Mask R-CNN, table 2a).",
+    summary="Mask R-CNN with ResNeXt-101-64×4d and FPN: 102.1 M parameters at 80 classes (Mask R-CNN, table 2a).",
 )
 
 

@@ -169,7 +169,7 @@ def _paper_c4(network: str, *, has_masks: bool, summary: str) -> Callable[..., F
 
 
 faster_rcnn_r50_c4 = _paper_c4("resnet50", has_masks=False, summary="Faster R-CNN with ResNet-50-C4: 33.8 M parameters.")
-faster_rcnn_r101_c4 = _paper_c4("resnet101", has_masks=False, summary="Faster R-CNN with ResNet-101-C4: 52.8 M parameters.")
+faster_rcnn_r101_c4 = _paper_c4("resnet101", has_masks=False, summary="Faster R-CNN with ResNet-101-C4: 52.7 M parameters.")
 mask_rcnn_r50_c4 = _paper_c4(
     "resnet50",
     has_masks=True,

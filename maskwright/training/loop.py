@@ -557,16 +557,17 @@ def open_data(recipe: Recipe) -> tuple[CocoDataset, CocoDataset]:
         ValueError: data that cannot be read, or images that are not there.
     """
     assert recipe.data is not None
-    options = recipe.data
+    options, learns_keypoints = recipe.data, "num_keypoints" in all_arguments(recipe.system, {})
     train_set, val_set = open_datasets(
         Path(options.path),
         images=None if options.images is None else Path(options.images),
         val_fraction=options.val_fraction,
         classes=options.classes,
         invalid=options.invalid,
+        keypoints=learns_keypoints,
     )
     train_set = train_set.subset(teaching(train_set, recipe.train_on))
-    if "num_keypoints" not in all_arguments(recipe.system, {}):
+    if not learns_keypoints:
         train_set, val_set = train_set.without_keypoints(), val_set.without_keypoints()
     for dataset in (train_set, val_set):
         gone = [str(dataset.image_path(i)) for i in range(len(dataset)) if not dataset.image_path(i).is_file()]

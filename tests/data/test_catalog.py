@@ -4,6 +4,8 @@ import shutil
 import pytest
 
 from maskwright.data.catalog import open_datasets, open_split, split_dataset
+from maskwright.recipes import DataOptions, find_recipe
+from maskwright.training.loop import open_data
 from tests.conftest import make_coco
 
 
@@ -22,6 +24,24 @@ def test_coco_2017_layout(coco_folder, tmp_path):
     train, val = open_datasets(root)
     assert train.image_path(0).parent.name == "train2017"
     assert val.image_path(0).is_file()
+
+
+def test_cocos_keypoints_for_those_who_learn_them(corners_folder, tmp_path):
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        path = tmp_path / "coco" / "annotations" / f"person_keypoints_{split}2017.json"
+        shutil.copy(corners_folder / "annotations" / f"{split}.json", path)
+        shutil.copytree(corners_folder / "images", tmp_path / "coco" / f"{split}2017")
+    alone = open_split(tmp_path / "coco", "val")
+    assert alone.path.name == "person_keypoints_val2017.json"
+    for split in ("train", "val"):
+        path = tmp_path / "coco" / "annotations" / f"person_keypoints_{split}2017.json"
+        path.with_name(f"instances_{split}2017.json").write_text(path.read_text())
+    assert open_split(tmp_path / "coco", "val").path.name == "instances_val2017.json"
+    assert open_split(tmp_path / "coco", "val", keypoints=True).path.name == "person_keypoints_val2017.json"
+    for name, wanted in (("keypoint-rcnn-small", "person_keypoints"), ("mask-rcnn-small", "instances")):
+        recipe = find_recipe(name).model_copy(update={"data": DataOptions(path=str(tmp_path / "coco"))})
+        assert open_data(recipe)[0].path.name == f"{wanted}_train2017.json"
 
 
 def test_roboflow_layout(coco_folder, tmp_path):

@@ -17,6 +17,8 @@ from tests.conftest import arguments_of, needs_proposals, truth_as_proposals
 SMALL = [name for name in SYSTEMS if name.endswith("-small")]
 DETECTORS = [name for name in SMALL if SYSTEMS[name](num_classes=1).task in (Task.INSTANCES, Task.BOXES)]
 
+PEOPLE = [name for name in SMALL if SYSTEMS[name](num_classes=1).task.has_keypoints]
+
 
 def ceiling(dataset, kind: str, grid) -> float:
     """AP of the truth itself, its masks taken through a system's grid and back."""
@@ -88,3 +90,28 @@ def test_a_few_images_are_learnt_by_heart(name, large_nuclei, tmp_path, console)
     ap, best = learnt(name, large_nuclei, tmp_path / "run", console)
     # What they reach is in docs/results.md. V3 cuts logarithms, which draws edges inwards; MNC's masks have no convolutions.
     assert ap >= (0.85 if name in ("embedmask-small", "mnc-small") else 0.9) * best
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PEOPLE)
+def test_twenty_people_are_learnt_by_heart(name, people, tmp_path, console):
+    recipe = find_recipe(name).with_changes(
+        [
+            "epochs=60",
+            "batch_size=4",
+            "workers=0",
+            "evaluate_every=1000",
+            "optimizer.lr=0.001",
+            "schedule.warmup_steps=10",
+            "augment.crop_px=null",
+            "augment.color=0",
+            "ema_decay=0.9",
+            arguments_of(name, short_px=128, long_px=128, num_proposals=100, num_candidates=100, max_detections=20),
+        ]
+    )
+    metrics = train(
+        recipe.model_copy(update={"data": DataOptions(path=str(people))}), tmp_path / "run", device="cpu", console=console
+    )
+    print(f"{name}: {metrics.kind} AP {metrics.ap:.3f}")
+    assert metrics.kind == "keypoints"
+    assert metrics.ap >= 0.8

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,14 +11,17 @@ from torchvision.models.detection.roi_heads import keypointrcnn_loss
 
 import maskwright as mw
 from maskwright.data.catalog import open_split
+from maskwright.evaluation.detection import percent
 from maskwright.layers.roi import RoiAlign, Rois
+from maskwright.overview import metric_tables
+from maskwright.runs import initialize
 from maskwright.runs.checkpoints import read_model
-from maskwright.structures import Instances
+from maskwright.structures import Instances, KeypointSchema
 from maskwright.systems import SYSTEMS, Task
 from maskwright.systems.keypoint_rcnn import KeypointHead
 from maskwright.systems.mask_rcnn import SampledRois
 from maskwright.training import train
-from tests.conftest import tiny_recipe
+from tests.conftest import make_coco, tiny_recipe
 
 
 def head(channels=256, **options):
@@ -125,6 +129,12 @@ def test_from_data_to_pictures(name, corners_folder, tmp_path, console):
     assert card.categories.keypoints == open_split(corners_folder, "train").categories.keypoints
     assert card.categories.keypoints.flip_pairs == ((0, 1), (3, 2))
     found = mw.evaluate(tmp_path / "run", data=corners_folder, report=tmp_path / "page.html", console=console)
+    title = next(iter(metric_tables(found.metrics))).title
+    assert title == "COCO, in percent, at most 20 detections an image"
+    found = mw.evaluate(tmp_path / "run", data=corners_folder, max_detections=[1, 10, 50], console=console)
+    table = next(iter(metric_tables(found.metrics)))
+    assert table.title == "COCO, in percent, at most 50 detections an image, 20 of keypoints"
+    assert list(table.columns[-1].cells)[-1] == percent(found.metrics["keypoints"].ar[-1])
     kinds = ["bbox", "keypoints"] if name == "keypoint-rcnn-small" else ["bbox", "segm", "boundary", "keypoints"]
     assert list(found.metrics) == kinds
     assert "keypoint AP" in (tmp_path / "page.html").read_text()
@@ -135,6 +145,34 @@ def test_from_data_to_pictures(name, corners_folder, tmp_path, console):
     assert result.plot().size[0] >= 640
     entry = result.to_coco()[0]
     assert entry["keypoints"][:2] == pytest.approx((result.keypoints[0, 0, :2] - 0.5).tolist())
+
+
+def test_other_keypoints_start_afresh(corners_folder, tmp_path, console):
+    train(tiny_recipe(corners_folder, system="keypoint-rcnn-small"), tmp_path / "run", device="cpu", console=console)
+    before = read_model(tmp_path / "run" / "last" / "weights.safetensors")
+    names = ["nw", "ne", "se", "sw"]
+    for count in (4, 3):  # of other names; and fewer
+        system = SYSTEMS["keypoint-rcnn-small"](num_classes=2, num_keypoints=count)
+        categories = replace(before[1].categories, keypoints=KeypointSchema.from_names(names[:count], []))
+        card = replace(before[1], categories=categories)
+        fresh = {name: tensor.clone() for name, tensor in system.state_dict().items()}
+        heard = []
+        initialize(system, card, tmp_path / "run" / "last", heard.append)
+        assert heard[-1] == "parts that start afresh: instance_heads.keypoint.deconv"
+        for name, tensor in system.state_dict().items():
+            kept = "keypoint.deconv" in name
+            assert torch.equal(tensor, fresh[name] if kept else before[0][name]), name
+    system = SYSTEMS["keypoint-rcnn-small"](num_classes=2, num_keypoints=4)
+    initialize(system, before[1], tmp_path / "run" / "last", print)
+    assert torch.equal(system.instance_heads["keypoint"].deconv.weight, before[0]["instance_heads.keypoint.deconv.weight"])
+
+
+def test_data_without_keypoints_is_scored_by_boxes_and_said(corners_folder, coco_folder, tmp_path, console):
+    train(tiny_recipe(corners_folder, system="keypoint-rcnn-small"), tmp_path / "run", device="cpu", console=console)
+    make_coco(tmp_path / "bare", split="val")
+    found = mw.evaluate(tmp_path / "run", data=tmp_path / "bare", console=console)
+    assert list(found.metrics) == ["bbox"]
+    assert "has no keypoints: those of the model are not scored" in " ".join(console.file.getvalue().split())
 
 
 def test_compared_with_a_system_of_boxes_by_its_keypoints(corners_folder, tmp_path, console):
