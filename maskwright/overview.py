@@ -146,8 +146,8 @@ def region_table(regions: RegionMetrics) -> Table:
 
 def cityscapes_table(metrics: CityscapesMetrics) -> Table:
     """AP in percent, of all classes and of each."""
-    table = Table("Cityscapes", "AP", "AP50", title="of masks, in percent, by the benchmark", title_justify="left", box=None)
-    table.add_row("all", percent(metrics.ap), percent(metrics.ap50))
+    table = Table("", "AP", "AP50", title="Cityscapes, in percent", title_justify="left", box=None)
+    table.add_row("all classes", percent(metrics.ap), percent(metrics.ap50))
     for name, (ap, ap50) in metrics.per_class.items():
         table.add_row(name, percent(ap), percent(ap50))
     return table

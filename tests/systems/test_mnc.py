@@ -103,6 +103,18 @@ def test_anchors_cover_the_published_sizes():
     assert (kind[~outside] == 1).any()
 
 
+@pytest.mark.parametrize(
+    ("name", "counts"), [("mnc-vgg16", False), ("fcis-r101", False), ("mnc-small", True), ("fcis-small", True)]
+)
+def test_small_sizes_learn_from_anchors_that_leave_the_image(name, counts):
+    with torch.device("meta"):
+        rpn = SYSTEMS[name](num_classes=2).rpn
+    anchors = torch.tensor([[-40.0, -40.0, 280.0, 280.0], [0.0, 0.0, 30.0, 30.0]])  # the first sticks out on all sides
+    kind = rpn.matcher(anchors, objects((0, 0, 256, 256), size=(256, 256))).kind
+    assert (kind[0].item() != -1) == counts
+    assert kind[1].item() == 0 if counts else kind[1].item() == 1  # alone, the other is the best there is
+
+
 def test_objectness_is_a_softmax_of_two():
     layer = PairwiseObjectness(4, anchors=3)
     x = torch.randn(2, 4, 5, 5)
