@@ -12,6 +12,7 @@ Legend: R RoIs of the batch · C channels · K classes, with the background as t
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
@@ -151,7 +152,7 @@ def _paper_c4(network: str, *, has_masks: bool, summary: str) -> Callable[..., F
         return _c4(
             origin.backbone(network, strides=(16,), norm=norm),
             StagedRois(RoiAlign(14, strides=(16,)), stage),
-            input=origin.input(ResizeRule(short_px, long_px)),
+            input=replace(origin.input(ResizeRule(short_px, long_px)), size_divisor=1),
             anchors=PyramidAnchors({16: ANCHORS_C4}),
             width=2048,
             hidden=256,
@@ -198,7 +199,7 @@ def _dc5(network: str, *, has_masks: bool, summary: str) -> Callable[..., Faster
         pool, mask_pool = (RoiAlign(side, strides=(16,)) for side in (7, 14))
         mask = {"mask": MaskHead(2048, hidden=256, num_classes=num_classes, pool=mask_pool)} if has_masks else {}
         return FasterRCNN(
-            input=origin.input(ResizeRule(short_px, long_px)),
+            input=replace(origin.input(ResizeRule(short_px, long_px)), size_divisor=1),
             backbone=origin.backbone(network, strides=(16,), norm=norm, dilated=True),
             fpn=nn.Identity(),
             rpn=RegionProposalNetwork(2048, anchors=PyramidAnchors({16: ANCHORS_C4})),

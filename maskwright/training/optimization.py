@@ -66,7 +66,7 @@ def learning_rate_factor(schedule: ScheduleOptions, step: int, total: int) -> fl
     warmup = min(schedule.warmup_steps, total // 10)
     if step < warmup:
         start = schedule.warmup_factor
-        factor *= start if schedule.warmup_kind == "constant" else start + (1 - start) * (step + 1) / warmup
+        factor *= start if schedule.warmup_kind == "constant" else start + (1 - start) * step / warmup
     return factor
 
 

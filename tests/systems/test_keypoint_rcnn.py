@@ -16,7 +16,7 @@ from maskwright.layers.roi import RoiAlign, Rois
 from maskwright.overview import metric_tables
 from maskwright.runs import initialize
 from maskwright.runs.checkpoints import read_model
-from maskwright.structures import Instances, KeypointSchema
+from maskwright.structures import ImageBatch, Instances, KeypointSchema
 from maskwright.systems import SYSTEMS, Task
 from maskwright.systems.keypoint_rcnn import KeypointHead
 from maskwright.systems.mask_rcnn import SampledRois
@@ -145,6 +145,14 @@ def test_from_data_to_pictures(name, corners_folder, tmp_path, console):
     assert result.plot().size[0] >= 640
     entry = result.to_coco()[0]
     assert entry["keypoints"][:2] == pytest.approx((result.keypoints[0, 0, :2] - 0.5).tolist())
+
+
+def test_nothing_found():
+    system = SYSTEMS["mask-keypoint-rcnn-small"](num_classes=1, score_threshold=1.0, short_px=64, long_px=96).eval()
+    batch = ImageBatch.collate([torch.zeros(3, 64, 96)], original_sizes=[(64, 96)], size_divisor=32, keys=[0])
+    with torch.no_grad():
+        (found,) = system.predict(batch)
+    assert (tuple(found.boxes.shape), tuple(found.keypoints.shape), len(found.masks)) == ((0, 4), (0, 17, 3), 0)
 
 
 def test_other_keypoints_start_afresh(corners_folder, tmp_path, console):

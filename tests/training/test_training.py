@@ -270,8 +270,9 @@ def test_group_norm_trains_a_paper_size_from_scratch_without_frozen_parts():
 def test_step_schedule():
     schedule = ScheduleOptions(kind="step", warmup_steps=10, warmup_factor=0.001, drops=(0.5, 0.75))
     factors = [learning_rate_factor(schedule, step, 100) for step in range(100)]
-    assert factors[0] == pytest.approx(0.001 + 0.999 / 10)
-    assert factors[9] == factors[10] == factors[49] == 1
+    assert factors[:2] == pytest.approx([0.001, 0.001 + 0.999 / 10])
+    assert factors[9] == pytest.approx(1 - 0.999 / 10)
+    assert factors[10] == factors[49] == 1
     assert factors[50] == factors[74] == pytest.approx(0.1)
     assert factors[75] == pytest.approx(0.01)
 

@@ -273,6 +273,14 @@ def test_dc5_answers_as_torchvisions_stages(tmp_path):
     assert torch.allclose(ours, expected, atol=1e-3)
 
 
+def test_rows_of_coco():
+    state, _ = flat_state("c4", classes=80)
+    converted = convert(state)
+    assert (len(converted.ids), converted.ids[0], converted.ids[-1]) == (80, 1, 90)
+    assert set(range(1, 91)) - set(converted.ids) == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+    assert dict(zip(converted.ids, converted.names, strict=True))[13] == "stop sign"
+
+
 def test_depth_and_head_are_told_by_the_names():
     state, _ = flat_state("c4", "resnet101")
     assert convert(state).system == "mask-rcnn-r101-c4"
