@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.comparison import rows_of
-from benchmarks.measure import report
+from benchmarks.measure import check_sections, report
 from maskwright.comparison import compare
 from maskwright.evaluation.comparison import in_words
 
@@ -108,6 +108,7 @@ ABLATIONS = {
 
 def main(options: argparse.Namespace) -> None:
     """Compare, and write the tables."""
+    check_sections(PAGE, list(ABLATIONS))
     for name, ablation in ABLATIONS.items():
         if options.only not in (None, name):
             continue

@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.measure import report
+from benchmarks.measure import check_sections, report
 from maskwright.comparison.running import train_run
-from maskwright.data.catalog import open_split, teaching
+from maskwright.data.catalog import images_to_learn_from, open_split
 from maskwright.data.files import write_json
 from maskwright.recipes import DataOptions, find_recipe
 
@@ -29,7 +29,7 @@ def twenty(options: argparse.Namespace) -> Path:
     """A data set of the first images with visible keypoints; what is validated on is what is learnt from."""
     folder = Path(options.out) / "twenty"
     whole = open_split(options.data, "train")
-    some = whole.subset(teaching(whole, "keypoints")[:HEART])
+    some = whole.subset(images_to_learn_from(whole, "keypoints")[:HEART])
     data = some.to_coco()
     for split, place in (("train", "images"), ("val", "again")):  # splits may not share files
         target = folder / "images" / place
@@ -84,4 +84,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("runs/keypoints"))
     parser.add_argument("--part", choices=["heart", "whole"], required=True)
     chosen = parser.parse_args()
+    check_sections(PAGE, ["keypoints-heart", "keypoints-whole"])
     {"heart": heart, "whole": whole}[chosen.part](chosen)

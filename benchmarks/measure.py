@@ -36,6 +36,14 @@ def matmul_rate(dtype: torch.dtype, *, side: int = 2048) -> Callable[[], object]
     return lambda: a @ a
 
 
+def check_sections(page: Path, names: Sequence[str]) -> None:
+    """Make sure, before anything is measured, that a page has a place for its tables."""
+    text = page.read_text(encoding="utf-8")
+    gone = [name for name in names if f"<!-- {name} -->\n" not in text or f"<!-- end of {name} -->" not in text]
+    if gone:
+        raise ValueError(f"{page}: has no sections {', '.join(gone)}: add <!-- NAME --> and <!-- end of NAME -->")
+
+
 def report(name: str, command: str, rows: Sequence[Sequence[str]], notes: str = "", *, page: Path | None = None) -> None:
     """Print a table, its first row the header, and put it into its section of a page."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -43,6 +51,7 @@ def report(name: str, command: str, rows: Sequence[Sequence[str]], notes: str = 
     body = "\n".join([f"`{command}`", "", *lines, "", *([notes, ""] if notes else []), machine_line()])
     print(body)
     page = page or README
+    check_sections(page, [name])
     text = page.read_text(encoding="utf-8")
     section = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.S)
     page.write_text(section.sub(lambda _: f"\n{body}\n\n", text), encoding="utf-8")

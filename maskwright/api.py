@@ -17,13 +17,14 @@ from maskwright.comparison.comparing import (
     from_model,
     from_results,
     publish,
+    say_unscored,
     with_costs,
     with_history,
 )
 from maskwright.comparison.running import costs
 from maskwright.data.catalog import open_split
 from maskwright.data.coco import CocoDataset
-from maskwright.data.coco_results import check_results
+from maskwright.data.coco_results import check_results, holds_keypoints
 from maskwright.data.files import read_json
 from maskwright.evaluation import DetectionMetrics, default_limits, evaluate_detections
 from maskwright.evaluation.cityscapes import CityscapesMetrics, evaluate_cityscapes, is_cityscapes
@@ -39,7 +40,8 @@ from maskwright.recipes.recipe import read_recipe
 from maskwright.runs.importing import import_weights
 from maskwright.systems import SYSTEMS, Task
 from maskwright.training import train as train_recipe
-from maskwright.training.loop import RECIPE, check_folder, open_data
+from maskwright.training.loop import RECIPE, check_folder
+from maskwright.training.sources import open_data
 
 __all__ = ["Evaluation", "compare", "evaluate", "import_weights", "load", "predict", "report", "score", "train"]
 
@@ -201,8 +203,10 @@ def score(
     """
     file, invalid = Path(predictions), "skip" if skip_invalid else "stop"
     where = None if images is None else Path(images)
-    dataset = open_split(Path(data), split, images=where, invalid=invalid, needs_images=False)  # type: ignore[arg-type]
-    results = check_results(file, read_json(file), dataset)
+    given = read_json(file)
+    keypoints = holds_keypoints(given)
+    dataset = open_split(Path(data), split, images=where, invalid=invalid, needs_images=False, keypoints=keypoints)  # type: ignore[arg-type]
+    results = check_results(file, given, dataset)
     scoring = _Scoring(dataset, split, max_detections, class_agnostic, None if report is None else Path(report), console)
     answered = from_results(file, results, dataset)
     options = {"--images": images, "--split": split if split != "val" else None, "--max-detections": max_detections}
@@ -273,8 +277,7 @@ class _Scoring:
         limit = check_limits(self.max_detections or usual)[-1]
         results = detections(model, self.dataset, limit=limit, console=console, class_agnostic=self.class_agnostic)
         answered = from_model(model, self.dataset, [lambda: results])
-        if model.system.task.has_keypoints and "keypoints" not in answered.kinds:
-            console.print(f"{self.dataset.path}: has no keypoints: those of the model are not scored", highlight=False)
+        say_unscored(model, answered, self.dataset, console)
         name = model.card.system if where is None else where.name
         if self.report is not None:
             facts = answered.facts if where is None or where.is_file() else with_history(answered.facts, [where])

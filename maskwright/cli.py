@@ -50,9 +50,10 @@ def systems(name: Annotated[str | None, typer.Argument(help="One of them, to see
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="One of them, to see all of it.")] = None) -> None:
     """List the recipes: what is trained, how long, and what to expect; or all fields of one."""
-    from maskwright.overview import recipe_text, recipes_table
+    from maskwright.overview import recipe_lines, recipe_text
 
-    console.print(recipes_table() if name is None else recipe_text(name), highlight=False)
+    for text in recipe_lines() if name is None else [recipe_text(name)]:
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 @app.command()

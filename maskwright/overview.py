@@ -1,7 +1,7 @@
 """Tables for people: what systems there are, and what a model scored."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast, get_args, get_type_hints
 
 import torch
@@ -30,13 +30,13 @@ def systems_table() -> Table:
         column.no_wrap = True
     for name in SYSTEMS:
         task, sizes = _measured(name)
-        table.add_row(name, task, f"{sum(sizes.values()) / 1e6:.2f}", _what(name).split(":")[0])
+        table.add_row(name, task, f"{sum(sizes.values()) / 1e6:.2f}", _first_line(find_builder(name)).split(":")[0])
     return table
 
 
 def system_tables(name: str) -> Iterator[Table | str]:
     """The parts of one system, and its arguments."""
-    yield _what(name)
+    yield _first_line(find_builder(name))
     parts = Table("part", Column("parameters, at 80 classes", justify="right"), box=None)
     for part, size in _measured(name)[1].items():
         parts.add_row(part, f"{size:,}")
@@ -51,22 +51,18 @@ def system_tables(name: str) -> Iterator[Table | str]:
     yield arguments
 
 
-def recipes_table() -> Table:
-    """Every recipe in a line."""
-    table = Table("recipe", "epochs × batch", "what to expect", box=None, caption_justify="left")
-    table.caption = "'maskwright recipes NAME' shows all fields; set them with --set FIELD=VALUE"
-    for column in table.columns[:2]:
-        column.no_wrap = True
+def recipe_lines() -> Iterator[str]:
+    """Every recipe: its name, epochs × images of a step for each stage, and below what to expect."""
     for name, build in RECIPES.items():
         lengths = " + ".join(f"{stage.epochs:g} × {stage.batch_size}" for stage in build().stages)
-        table.add_row(name, lengths, (build.__doc__ or "").split("\n")[0])
-    return table
+        yield f"{name}  ({lengths})\n    {_first_line(build)}"
+    yield "(epochs × images of a step); 'maskwright recipes NAME' shows all fields, set them with --set FIELD=VALUE"
 
 
 def recipe_text(name: str) -> str:
     """One recipe, as its file holds it, under what is to be expected of it."""
     recipe = find_recipe(name)
-    what = (RECIPES[name].__doc__ or "").split("\n")[0] if name in RECIPES else "That of the small sizes."
+    what = _first_line(RECIPES[name]) if name in RECIPES else "That of the small sizes."
     return f"{what}\n\n{recipe.to_yaml()}"
 
 
@@ -76,8 +72,8 @@ def _value(hint: object) -> str:
     return words.get(hint) or (hint.__name__ if isinstance(hint, type) else str(hint))
 
 
-def _what(name: str) -> str:
-    return (find_builder(name).__doc__ or "").split("\n")[0]
+def _first_line(builder: Callable[..., object]) -> str:
+    return (builder.__doc__ or "").split("\n")[0]
 
 
 def _measured(name: str) -> tuple[str, dict[str, int]]:

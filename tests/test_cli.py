@@ -24,7 +24,7 @@ def refused(*arguments: object) -> str:
 def test_help_names_the_verbs():
     command = [sys.executable, "-m", "maskwright", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    verbs = ("demo", "systems", "train", "evaluate", "predict", "import")
+    verbs = ("demo", "systems", "recipes", "train", "compare", "report", "evaluate", "predict", "import")
     assert all(verb in done.stdout and verb in run("--help").stdout for verb in verbs)
 
 
@@ -54,6 +54,18 @@ def test_systems_lists_all_with_their_parameters():
     done = run("systems", "embedmask-r50")
     assert "2,399,248" in done.stdout
     assert re.search(r"cut +log +log \| probability", done.stdout)
+
+
+def test_recipes_are_listed_with_what_to_expect():
+    done = run("recipes")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    place = lines.index("mask-rcnn-r50-fpn-cityscapes  (64.5 × 8)")
+    assert "AP 31.5 on val" in lines[place + 1]
+    assert "mnc-unshared-small  (30 × 4 + 30 × 4 + 30 × 4)" in lines
+    done = run("recipes", "mask-rcnn-r50-fpn-cityscapes")
+    assert "short_px: 1024" in done.stdout
+    assert "did you mean mask-rcnn-r50-fpn-cityscapes" in " ".join(refused("recipes", "mask-rcnn-r50-fpn-cityscap").split())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from maskwright.comparison.running import check_run, costs, kept, train_run
 from maskwright.data import open_datasets
 from maskwright.data.catalog import open_split
 from maskwright.data.coco import CocoDataset
-from maskwright.data.coco_results import check_results
+from maskwright.data.coco_results import check_results, holds_keypoints
 from maskwright.data.files import read_json, write_json
 from maskwright.evaluation import default_limits
 from maskwright.evaluation.comparison import Comparison, Facts, Protocol, decisive, tabulate
@@ -39,6 +39,7 @@ from maskwright.runs.progress import shown
 from maskwright.structures import Intensity
 from maskwright.systems import Task, find_builder
 from maskwright.training.loop import METRICS, RECIPE
+from maskwright.training.sources import open_data, split_of
 
 RESULTS, REPORT = "results.json", "report.html"
 FEWER_RESAMPLES, MANY = 400, 1000  # so many images vary less
@@ -99,13 +100,16 @@ def compare(
     _check_request(parsed, seeds, by)
     _check_place(out)
     options = (options or DataOptions(path=str(data))).model_copy(update={"path": str(data)})
-    dataset, images = _open_data(options, parsed)
+    models = {entry.name: _opened(entry, device) for entry in parsed if entry.runs}
+    options = _with_keypoints(options, parsed, models)
+    dataset = _open_data(options, parsed)
+    for name, model in models.items():
+        _check_model(name, model, dataset, by, console)
     answered = {e.name: _ranked_by(by, e.name, from_files(e.results, dataset)) for e in parsed if e.results}
-    models = {entry.name: _opened(entry, dataset, device, console) for entry in parsed if entry.runs}
     budget = Budget(epochs, minutes)
     plan = recipes(parsed, options, changes, budget, out, device)
     folders = {e.name: [out / "runs" / f"{e.slug}-{seed}" for seed in range(seeds)] for e in parsed if e.system}
-    _train(plan, folders, images, device, console)
+    _train(plan, folders, device, console)
     for entry in parsed:
         if entry.system:
             models[entry.name] = load(folders[entry.name][0] / "last", device=device, system=entry.system)
@@ -229,6 +233,7 @@ RANKINGS: Mapping[str, tuple[Task, tuple[Kind, ...]]] = {
     "keypoints": (Task.KEYPOINTS, ("bbox", "keypoints")),
 }
 """What entries of several tasks can be ranked by, and what they are then scored on."""
+DECIDES: Mapping[str, Kind] = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}
 
 
 def _check_request(entries: Sequence[Entry], seeds: int, by: str | None) -> None:
@@ -257,8 +262,9 @@ def _ranked_by(by: str | None, name: str, answered: Answered) -> Answered:
     if by is None:
         return answered
     task, kinds = RANKINGS[by]
-    if answered.facts.task == Task.PROPOSALS or kinds[-1] not in answered.kinds:
+    if answered.facts.task == Task.PROPOSALS or DECIDES[by] not in answered.kinds:
         raise ValueError(f"{name!r} answers {answered.facts.task}, which cannot be ranked by {by}: leave it out, or --by")
+    kinds = tuple(kind for kind in kinds if kind in answered.kinds)  # somebody's results may have nothing beside the finest
     return replace(answered, facts=replace(answered.facts, task=task), kinds=kinds)
 
 
@@ -312,6 +318,12 @@ def from_model(model: Model, dataset: CocoDataset, results: Sequence[Callable[[]
     parameters = sum(p.numel() for p in cast(nn.Module, model.system).parameters())
     facts = Facts(task=task, source=model.card.system, parameters=parameters)
     return Answered(facts, results, kinds, model.system.input.intensity)
+
+
+def say_unscored(model: Model, answered: Answered, dataset: CocoDataset, console: Console) -> None:
+    """Tell of keypoints that the data does not have."""
+    if model.system.task.has_keypoints and "keypoints" not in answered.kinds:
+        console.print(f"{dataset.path}: has no keypoints: those of the model are not scored", highlight=False)
 
 
 def _task_of(kinds: Sequence[Kind]) -> Task:
@@ -412,47 +424,45 @@ def _stamp(path: Path) -> list[str | int]:
 # Steps
 
 
-def _open_data(options: DataOptions, entries: Sequence[Entry]) -> tuple[CocoDataset, dict[str, list[int]]]:
-    """The images everything is scored on; and where something is trained, the ids of both splits."""
-    path = Path(options.path)
-    images = None if options.images is None else Path(options.images)
+def _with_keypoints(options: DataOptions, entries: Sequence[Entry], models: Mapping[str, Model]) -> DataOptions:
+    """Data with keypoints, if anything that is compared answers them."""
     systems = [find_recipe(entry.system).system for entry in entries if entry.system]
-    keypoints = any("num_keypoints" in all_arguments(system, {}) for system in systems)
-    if options.val_fraction is not None or systems:
-        train, val = open_datasets(
-            path,
-            images=images,
-            val_fraction=options.val_fraction,
-            classes=options.classes,
-            invalid=options.invalid,
-            keypoints=keypoints,
-        )
-        return val, {"train": train.image_ids.tolist(), "val": val.image_ids.tolist()}
-    return open_split(
-        path,
-        "val",
-        images=images,
-        classes=options.classes,
-        invalid=options.invalid,
-        needs_images=any(entry.runs for entry in entries),
-    ), {}
+    trained = any("num_keypoints" in all_arguments(system, {}) for system in systems)
+    opened = any(model.system.task.has_keypoints for model in models.values())
+    given = any(holds_keypoints(read_json(path)) for entry in entries for path in entry.results)
+    return options.model_copy(update={"keypoints": True}) if trained or opened or given else options
 
 
-def _opened(entry: Entry, dataset: CocoDataset, device: str, console: Console) -> Model:
+def _open_data(options: DataOptions, entries: Sequence[Entry]) -> CocoDataset:
+    """The images everything is scored on."""
+    path, keypoints = Path(options.path), bool(options.keypoints)
+    images = None if options.images is None else Path(options.images)
+    how: dict[str, Any] = {"images": images, "classes": options.classes, "invalid": options.invalid, "keypoints": keypoints}
+    if options.val_fraction is not None or any(entry.system for entry in entries):
+        return open_datasets(path, val_fraction=options.val_fraction, **how)[1]
+    return open_split(path, "val", needs_images=any(entry.runs for entry in entries), **how)
+
+
+def _opened(entry: Entry, device: str) -> Model:
     """The model of a run, after a look at all its seeds."""
     opened = [load(path, device=device, **parse_assignments(entry.changes)) for path in entry.runs]
     for path, model in zip(entry.runs, opened, strict=True):
         if model.card.system != opened[0].card.system:
             raise ValueError(f"{path}: is not of {opened[0].card.system} as {entry.runs[0]} is: make them two entries")
-        if model.system.task != Task.PROPOSALS:
-            match_categories(model.categories, dataset.categories, str(dataset.path), console)
     return opened[0]
+
+
+def _check_model(name: str, model: Model, dataset: CocoDataset, by: str | None, console: Console) -> None:
+    """Make sure that a model can be scored on the data, and ranked."""
+    if model.system.task != Task.PROPOSALS:
+        match_categories(model.categories, dataset.categories, str(dataset.path), console)
+    answered = _ranked_by(by, name, from_model(model, dataset, []))
+    say_unscored(model, answered, dataset, console)
 
 
 def _train(
     plan: Mapping[str, Recipe],
     folders: Mapping[str, Sequence[Path]],
-    images: Mapping[str, Sequence[int]],
     device: str,
     console: Console,
 ) -> None:
@@ -465,8 +475,12 @@ def _train(
         for seed in range(max(map(len, folders.values()), default=0))
         for name, recipe in plan.items()
     ]
+    images: dict[tuple[str, str], dict[str, list[int]]] = {}  # what a recipe learns from depends on so much of it
     for _, _, recipe, folder in runs:
-        check_run(recipe, folder, images)
+        key = (recipe.system, recipe.train_on)
+        if (folder / RECIPE).is_file():
+            images[key] = images.get(key) or split_of(open_data(recipe, with_images=False))
+            check_run(recipe, folder, images[key])
     for name, seed, recipe, folder in runs:
         console.print(f"{name}, seed {seed}: {folder}", highlight=False, soft_wrap=True)
         train_run(recipe, folder, device=device, console=console)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from maskwright.data.cityscapes import read_cityscapes
+from maskwright.data.cityscapes import MAPS, read_cityscapes
 from maskwright.data.coco import CocoDataset, parse_coco
 from maskwright.data.files import read_json
 from maskwright.data.voc import read_sbd, read_voc
@@ -29,7 +29,7 @@ class Source:
 def find_split(data: Path, split: Literal["train", "val"], *, keypoints: bool = False) -> Source | None:
     """The files of a split in a folder, in one of the layouts people have; None where there is none.
 
-    Layouts: `images/ + annotations/train.json`, COCO 2017 (`annotations/instances_train2017.json` + `train2017/`),
+    Layouts: `images/ + annotations/train.json`, COCO 2017 and 2014 (`annotations/instances_train2017.json` + `train2017/`),
     Roboflow (`train/_annotations.coco.json`, images beside it), VOC 2012 (`ImageSets/Segmentation/train.txt`), SBD
     (`train.txt` beside `inst/`, `cls/` and `img/`), and Cityscapes (`gtFine/train/` and `leftImg8bit/train/`).
 
@@ -41,7 +41,7 @@ def find_split(data: Path, split: Literal["train", "val"], *, keypoints: bool = 
         plain = data / "annotations" / f"{name}.json"
         if plain.is_file():
             return Source(plain, data / "images")
-        for year, what in itertools.product(("2017", "2014"), names):
+        for what, year in itertools.product(names, ("2017", "2014")):
             coco = data / "annotations" / f"{what}_{name}{year}.json"
             if coco.is_file():
                 folder = data / f"{name}{year}"
@@ -56,7 +56,7 @@ def find_split(data: Path, split: Literal["train", "val"], *, keypoints: bool = 
     sbd = data / f"{split}.txt"
     if sbd.is_file() and (data / "inst").is_dir():
         return Source(sbd, data / "img", read_sbd)
-    maps = data / "gtFine" / split
+    maps = data / MAPS / split
     return Source(maps, data / "leftImg8bit" / split, read_cityscapes) if maps.is_dir() else None
 
 
@@ -88,9 +88,9 @@ def open_split(
     if source is None:
         raise ValueError(
             f"{data}: found no {split} annotations; expected annotations/{split}.json with images/, "
-            f"annotations/instances_{split}2017.json with {split}2017/, {split}/_annotations.coco.json, VOC's "
-            f"ImageSets/Segmentation/{split}.txt, SBD's {split}.txt with inst/, or Cityscapes' gtFine/{split}/ with "
-            f"leftImg8bit/{split}/; or give one annotation file with --images DIR"
+            f"annotations/instances_{split}2017.json (or person_keypoints_{split}2017.json) with {split}2017/, "
+            f"{split}/_annotations.coco.json, VOC's ImageSets/Segmentation/{split}.txt, SBD's {split}.txt with inst/, or "
+            f"Cityscapes' gtFine/{split}/ with leftImg8bit/{split}/; or give one annotation file with --images DIR"
         )
     if needs_images and not source.images.is_dir():
         raise ValueError(f"{source.images}: there is no such image folder (for {source.annotations})")
@@ -133,7 +133,7 @@ def open_datasets(
     return train, val
 
 
-def teaching(dataset: CocoDataset, what: Literal["all", "objects", "keypoints"]) -> list[int]:
+def images_to_learn_from(dataset: CocoDataset, what: Literal["all", "objects", "keypoints"]) -> list[int]:
     """The images with something to learn from: any, an object that is no crowd, or one with a visible keypoint.
 
     Raises:
@@ -150,7 +150,7 @@ def teaching(dataset: CocoDataset, what: Literal["all", "objects", "keypoints"])
         if is_taught.any():
             found.append(i)
     if not found:
-        raise ValueError(f"{dataset.path}: no training image has {what}: set train_on=all, or get annotations that have them")
+        raise ValueError(f"{dataset.path}: no training image has {what}: annotate some, or learn from all, --set train_on=all")
     return found
 
 

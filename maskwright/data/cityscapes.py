@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
+from maskwright.data.images import MAX_PIXELS
 from maskwright.structures import rle
 
 CLASSES: Mapping[str, int] = MappingProxyType(
@@ -36,6 +37,8 @@ VOID: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
 """Values of pixels on which detections are not counted as false."""
 FIRST_OBJECT = 1000
 
+MAPS = "gtFine"
+"""Folder of the splits' maps."""
 IMAGE, MAP, POLYGONS = "_leftImg8bit.png", "_gtFine_instanceIds.png", "_gtFine_polygons.json"
 
 Map = npt.NDArray[np.int32]
@@ -50,17 +53,19 @@ def read_cityscapes(split: Path) -> dict[str, Any]:
     Raises:
         ValueError: a file is missing or damaged.
     """
-    names = sorted({str(path.relative_to(split))[: -len(end)] for end in (MAP, POLYGONS) for path in split.glob(f"*/*{end}")})
+    names = sorted(
+        {str(path.relative_to(split))[: -len(end)] for end in (MAP, POLYGONS) for path in split.glob(f"*/[!.]*{end}")}
+    )
     if not names:
         raise ValueError(f"{split}: holds no CITY/*{MAP} and no CITY/*{POLYGONS}: expected the annotations of Cityscapes")
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda name: _objects(read_map(split, name)), names))
+        objects = list(pool.map(lambda name: _objects(read_map(split, name)), names))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (name, (size, objects)) in enumerate(zip(names, found, strict=True), start=1):
+    for number, (name, (size, entries)) in enumerate(zip(names, objects, strict=True), start=1):
         file = f"{Path(name).as_posix()}{IMAGE}"
         images.append({"id": number, "file_name": file, "height": size[0], "width": size[1]})
-        for entry in objects:
+        for entry in entries:
             annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})
     categories = [{"id": label, "name": name} for name, label in CLASSES.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
@@ -101,19 +106,29 @@ def draw_map(path: Path) -> Map:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        image = Image.new("I", (int(data["imgWidth"]), int(data["imgHeight"])), _LABELS["unlabeled"])
+        height, width = rle.check_size([int(data["imgHeight"]), int(data["imgWidth"])])
+        if height * width > MAX_PIXELS:
+            raise ValueError(f"{height} x {width} px are too many")
+        image = Image.new("I", (width, height), _LABELS["unlabeled"])
         drawer = ImageDraw.Draw(image)
         counts = dict.fromkeys((*CLASSES, *_UNSCORED_OBJECTS), 0)
         for entry in data["objects"]:
             if not entry.get("deleted"):
                 value = _value(str(entry["label"]), counts)
                 if value >= 0:
-                    drawer.polygon([(float(x), float(y)) for x, y in entry["polygon"]], fill=value)
+                    drawer.polygon([(_coordinate(x), _coordinate(y)) for x, y in entry["polygon"]], fill=value)
     except FileNotFoundError:
         raise ValueError(f"{path}: is missing: add it, or the map beside it") from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: holds no polygons of Cityscapes ({error!r}): correct it or get it anew") from None
     return np.asarray(image, dtype=np.int32)
+
+
+def _coordinate(value: Any) -> float:
+    """Of a corner, px."""
+    if not isinstance(value, (int, float)) or not abs(value) <= MAX_PIXELS:
+        raise ValueError(f"a corner lies at {value}")
+    return float(value)
 
 
 def _value(label: str, counts: dict[str, int]) -> int:

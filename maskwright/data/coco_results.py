@@ -66,6 +66,12 @@ def result_code(entry: Mapping[str, Any]) -> str | bytes | None:
     return counts
 
 
+def holds_keypoints(data: Any) -> bool:
+    """Whether somebody's results, unchecked, seem to have keypoints."""
+    entries = data.get("annotations") if isinstance(data, dict) else data
+    return isinstance(entries, list) and any(isinstance(entry, dict) and "keypoints" in entry for entry in entries[:1])
+
+
 def check_results(path: Path, data: Any, dataset: CocoDataset) -> list[dict[str, Any]]:
     """Entries of somebody's COCO results file, checked against the data set they shall be scored on.
 

@@ -60,7 +60,7 @@ class _Image:
 
 def is_cityscapes(dataset: CocoDataset) -> bool:
     """Whether a data set was read from the folders of Cityscapes."""
-    return dataset.path.is_dir()
+    return dataset.path.parent.name == cityscapes.MAPS
 
 
 def evaluate_cityscapes(dataset: CocoDataset, results: Sequence[dict[str, Any]]) -> CityscapesMetrics:

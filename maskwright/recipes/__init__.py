@@ -1,5 +1,6 @@
 """Runs by name: what is trained, how long, and what to expect. A system's usual run has the name of the system."""
 
+import difflib
 from collections.abc import Callable
 
 from maskwright.recipes import deepmask, embedmask, fast_rcnn, fcos, mask_rcnn, mnc
@@ -91,5 +92,9 @@ def find_recipe(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]()
+    if ":" not in name:
+        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "'maskwright recipes' lists them"
+        raise ValueError(f"no recipe or system is named {name!r}: {hint}")
     find_builder(name)
     return small_recipe(name)

@@ -63,7 +63,7 @@ _TORCHVISION = _SGD_1X.model_copy(
 
 _PAPER = _SGD_1X.model_copy(
     update={
-        "epochs": 21.6,
+        "epochs": 21.83,
         "schedule": _SGD_1X.schedule.model_copy(update={"drops": (120 / 160,)}),
         "augment": AugmentOptions(),
     }

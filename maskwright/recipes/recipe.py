@@ -127,6 +127,9 @@ class DataOptions(_Options):
     val_fraction: float | None = Field(default=None, gt=0, lt=1)
     classes: tuple[str, ...] | None = None
     invalid: Literal["stop", "skip"] = "stop"
+    keypoints: bool | None = Field(
+        default=None, description="read COCO's file of people with keypoints; by default who learns them"
+    )
 
 
 class Recipe(_Options):
@@ -173,6 +176,8 @@ class Recipe(_Options):
             targets = data["stages"] if keys[0] in Stage.model_fields else [data]
             for target in targets:
                 _set(target, keys, _parse(text, change), path)
+                if keys[-2:] == ["optimizer", "lr"] and "lr_images" not in " ".join(changes):
+                    _set(target, [*keys[:-1], "lr_images"], None, path)  # a rate that is given is taken as it is
         return parse_recipe(data)
 
     def to_yaml(self) -> str:

@@ -304,6 +304,20 @@ def initialize(system: System, card: ModelCard, path: Path, say: Callable[[str],
         say(f"parts that start afresh: {', '.join(part.removesuffix('.') for part in missing)}")
 
 
+def find_backbone(source: str, card: ModelCard) -> str:
+    """Where the weights of a backbone lie, for a model that `card` describes: a file, that of a run, or "timm" as it is.
+
+    Raises:
+        ValueError: nothing there, or a run whose backbone was trained for other pixels or with other norms.
+    """
+    if source == "timm":
+        return source
+    file = find_weights(Path(source))
+    if file.suffix == ".safetensors" and "maskwright" in read_tensors(file)[1]:
+        _check_norms(card, read_model(file)[1], file)
+    return str(file)
+
+
 def _missing_parts(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Parts of a network, as beginnings of names, of which another one has nothing; none if it has anything else."""
     if any(name not in state for name in tensors):

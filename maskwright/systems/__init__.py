@@ -61,7 +61,7 @@ from maskwright.systems.torchvision_rcnn import (
     keypoint_rcnn_r50_fpn_torchvision,
     mask_rcnn_r50_fpn_torchvision,
 )
-from maskwright.systems.torchvision_rcnn_v2 import faster_rcnn_r50_fpn_torchvision_v2, mask_rcnn_r50_fpn_torchvision_v2
+from maskwright.systems.torchvision_rcnn_deeper import faster_rcnn_r50_fpn_torchvision_v2, mask_rcnn_r50_fpn_torchvision_v2
 
 __all__ = ["SYSTEMS", "Builder", "Loss", "System", "Task", "find_builder"]
 

@@ -22,8 +22,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from maskwright.data import CocoDataset, open_datasets
-from maskwright.data.catalog import teaching
+from maskwright.data import CocoDataset
 from maskwright.data.coco import Categories
 from maskwright.data.files import read_json, write_json, write_text
 from maskwright.data.loader import Batch, Share, TrainingSource, evaluation_batches, training_batches
@@ -40,6 +39,7 @@ from maskwright.runs.checkpoints import (
     WEIGHTS,
     all_arguments,
     build_system,
+    find_backbone,
     read_model,
     read_tensors,
     save_tensors,
@@ -52,7 +52,7 @@ from maskwright.training.distributed import Processes, joined, own_device, paral
 from maskwright.training.optimization import build_optimizer, learning_rate_factor, moving_average, set_trainable
 from maskwright.training.proposals import GivenProposals, proposals_of
 from maskwright.training.scales import octaves_of_data
-from maskwright.training.sources import training_source, validation_batches
+from maskwright.training.sources import open_data, split_of, training_source, validation_batches
 from maskwright.weights import load_backbone, load_part
 
 STATE, RECIPE, SPLIT, METRICS = "training.safetensors", "recipe.yaml", "split.json", "metrics.jsonl"
@@ -500,7 +500,7 @@ def _open_run(
         average=moving_average(system, recipe.ema_decay) if recipe.ema_decay else None,
         given=given,
     )
-    split = {"train": train_set.image_ids.tolist(), "val": val_set.image_ids.tolist()}
+    split = split_of((train_set, val_set))
     processes.tell(None)  # all have looked at the folder before the first one writes
     if resume and read_json(out / SPLIT) != split:
         raise ValueError(f"{out / SPLIT}: the images of the data set have changed since the run began: start a new one")
@@ -517,8 +517,7 @@ def _new_system(recipe: Recipe, train_set: CocoDataset, console: Console) -> tup
     """The network with its first weights, and what it takes to build it again."""
     arguments = all_arguments(recipe.system, {"num_classes": len(train_set.categories), **recipe.arguments})
     if "num_keypoints" in arguments:
-        if train_set.categories.keypoints is None:
-            raise ValueError(f"{train_set.path}: none of its categories has keypoints, which {recipe.system} needs")
+        assert train_set.categories.keypoints is not None
         joints = len(train_set.categories.keypoints.names)
         if recipe.arguments.get("num_keypoints", joints) != joints:
             raise ValueError(f"{train_set.path}: has {joints} keypoints: leave arguments.num_keypoints away")
@@ -550,35 +549,6 @@ def check_folder(out: Path, *, resume: bool) -> None:
             raise ValueError(f"{out}: the folder is not empty: choose another --out, or go on with --resume")
 
 
-def open_data(recipe: Recipe) -> tuple[CocoDataset, CocoDataset]:
-    """The training and validation sets of a recipe.
-
-    Raises:
-        ValueError: data that cannot be read, or images that are not there.
-    """
-    assert recipe.data is not None
-    options, learns_keypoints = recipe.data, "num_keypoints" in all_arguments(recipe.system, {})
-    train_set, val_set = open_datasets(
-        Path(options.path),
-        images=None if options.images is None else Path(options.images),
-        val_fraction=options.val_fraction,
-        classes=options.classes,
-        invalid=options.invalid,
-        keypoints=learns_keypoints,
-    )
-    train_set = train_set.subset(teaching(train_set, recipe.train_on))
-    if not learns_keypoints:
-        train_set, val_set = train_set.without_keypoints(), val_set.without_keypoints()
-    for dataset in (train_set, val_set):
-        gone = [str(dataset.image_path(i)) for i in range(len(dataset)) if not dataset.image_path(i).is_file()]
-        if gone:
-            more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
-            raise ValueError(f"{dataset.path}: {len(gone)} images are missing: {', '.join(gone[:5])}{more}")
-        for i in range(len(dataset)):
-            dataset.check_image(i)
-    return train_set, val_set
-
-
 def _starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Path | None, console: Console) -> None:
     """Weights to start from: those of another run, of ImageNet, or none where the norms can do without."""
     backbones = [part for part in system.modules() if isinstance(part, Backbone)]
@@ -588,10 +558,11 @@ def _starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Pat
         origin = card.arguments.get("weights_origin", ORIGIN)
         if recipe.backbone_weights == "timm" and origin != "timm":
             raise ValueError(f"timm's weights do not fit a ResNet of {origin}: leave arguments.weights_origin as it is")
+        source = find_backbone(recipe.backbone_weights, card)
         for part in backbones:
-            load_backbone(part.network, part.name, recipe.backbone_weights)
+            load_backbone(part.network, part.name, source)
         for other in others:
-            load_part(other, str(other.pretrained), other.sources, recipe.backbone_weights)
+            load_part(other, str(other.pretrained), other.sources, source)
     if init is not None:
         initialize(system, card, init, lambda text: console.print(text, highlight=False))
     elif has_frozen_norms(module for module in system.modules() if module not in inside):

@@ -1,13 +1,16 @@
-"""What the batches of a stage are: whole images, or patches of them."""
+"""What a run learns from: its images, and the batches of a stage, whole images or patches of them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from maskwright.data import CocoDataset
+from maskwright.data import CocoDataset, open_datasets
+from maskwright.data.catalog import images_to_learn_from
 from maskwright.data.loader import Batch, Share, TrainingImages, TrainingSource, evaluation_batches, training_batches
 from maskwright.data.patches import SAMPLERS, Objects, PatchAugmentation, TrainingPatches
 from maskwright.data.proposals import Proposals
 from maskwright.data.transforms import Compose
-from maskwright.recipes import Stage
+from maskwright.recipes import Recipe, Stage
+from maskwright.runs.checkpoints import all_arguments
 from maskwright.structures import PatchGeometry
 from maskwright.systems import System
 from maskwright.training.augmentation import augmentation, patch_augmentation
@@ -67,3 +70,42 @@ def _patches(
         batch_size=stage.batch_size,
         seed=seed,
     )
+
+
+def open_data(recipe: Recipe, *, with_images: bool = True) -> tuple[CocoDataset, CocoDataset]:
+    """The images a recipe learns from, and those it is validated on.
+
+    Args:
+        with_images: whether to look at the files of the images.
+
+    Raises:
+        ValueError: data that cannot be read, that has nothing to learn from, or images that are not there.
+    """
+    assert recipe.data is not None
+    options, learns_keypoints = recipe.data, "num_keypoints" in all_arguments(recipe.system, {})
+    train_set, val_set = open_datasets(
+        Path(options.path),
+        images=None if options.images is None else Path(options.images),
+        val_fraction=options.val_fraction,
+        classes=options.classes,
+        invalid=options.invalid,
+        keypoints=learns_keypoints if options.keypoints is None else options.keypoints,
+    )
+    if learns_keypoints and train_set.categories.keypoints is None:
+        raise ValueError(f"{train_set.path}: none of its categories has keypoints, which {recipe.system} needs")
+    train_set = train_set.subset(images_to_learn_from(train_set, recipe.train_on))
+    if not learns_keypoints:
+        train_set, val_set = train_set.without_keypoints(), val_set.without_keypoints()
+    for dataset in (train_set, val_set) if with_images else ():
+        gone = [str(dataset.image_path(i)) for i in range(len(dataset)) if not dataset.image_path(i).is_file()]
+        if gone:
+            more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+            raise ValueError(f"{dataset.path}: {len(gone)} images are missing: {', '.join(gone[:5])}{more}")
+        for i in range(len(dataset)):
+            dataset.check_image(i)
+    return train_set, val_set
+
+
+def split_of(datasets: tuple[CocoDataset, CocoDataset]) -> dict[str, list[int]]:
+    """Ids of the images of both, as a run keeps them."""
+    return {"train": datasets[0].image_ids.tolist(), "val": datasets[1].image_ids.tolist()}

@@ -16,18 +16,14 @@ def load_backbone(network: nn.Module, name: str, source: str) -> None:
     Args:
         network: what `timm.create_model(name, features_only=True)` built.
         name: timm's name of it.
-        source: a .safetensors or .pth file with timm's (or torchvision's) keys, the weights of a run that has such a backbone,
-            or "timm" to download timm's own weights.
+        source: a .safetensors or .pth file with timm's (or torchvision's) keys, the weights file of a run that has such a
+            backbone, or "timm" to download timm's own weights.
 
     Raises:
         ValueError: the file cannot be read, or is of another network.
     """
     state = _state(name, source)
     expected = network.state_dict()
-    first = next(iter(expected))
-    inside = [key.removesuffix(first) for key in state if key.endswith(f".network.{first}")]
-    if inside:  # a run's, whose backbone has a name; of several backbones the first
-        state = {key.removeprefix(inside[0]): value for key, value in state.items() if key.startswith(inside[0])}
     for key in expected:  # timm joins names of nested layers when it cuts a network: features.0 becomes features_0
         if key not in state and key.replace("_", ".", 1) in state:
             state[key] = state[key.replace("_", ".", 1)]
@@ -69,4 +65,9 @@ def load_part(part: nn.Module, name: str, sources: Mapping[str, tuple[str, str]]
 def _state(name: str, source: str) -> dict[str, Tensor]:
     if source == "timm":
         return cast(dict[str, Tensor], timm.create_model(name, pretrained=True).state_dict())
-    return read_state_dict(Path(source))
+    state = read_state_dict(Path(source))
+    prefix = next((key.split(".network.")[0] for key in state if ".network." in key), None)
+    if prefix is None:
+        return state
+    inside = f"{prefix}.network."  # a run's, where the backbone has a name; of several backbones the first
+    return {key.removeprefix(inside): value for key, value in state.items() if key.startswith(inside)}

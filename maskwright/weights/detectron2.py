@@ -1,4 +1,5 @@
-"""Weights of detectron2's Faster, Mask and Keypoint R-CNN (R50, R101, X101-32×8d; FPN, C4, DC5), in our names.
+"""Weights of detectron2's R-CNNs (Faster, Mask and Keypoint on FPN: R50, R101, X101-32×8d; Faster and Mask on C4 and DC5: R50,
+R101), in our names.
 
 Its zoo's .pkl files and checkpoints of its training (.pth) have the same names. Rows of classes lie as ours do, the background
 last. ResNet-50 and -101 have the stage stride in the 1×1 convolution and take BGR pixels; so does ResNeXt, but its pixels are
@@ -65,7 +66,10 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     Raises:
         ValueError: another body, or names that have no place in the network, all of them listed up to a limit.
     """
-    on_top = "fpn" if "backbone.fpn_lateral2.weight" in state else "dc5" if "backbone.res5.0.conv1.weight" in state else "c4"
+    marks = {"fpn": "backbone.fpn_lateral2", "dc5": "backbone.res5.0.conv1", "c4": "roi_heads.res5.0.conv1"}
+    on_top = next((body for body, mark in marks.items() if f"{mark}.weight" in state), None)
+    if on_top is None:
+        raise ValueError(f"it has neither an FPN nor the last stage of C4 or DC5: {', '.join(marks.values())} are missing")
     tensors = rename(state, _RULES, _TABLES, unused=_UNUSED)
     blocks = [name.split(".")[3] for name in tensors if name.startswith("backbone.network.layer3.")]
     depth = _LAST_BLOCKS.get(max(blocks, key=int, default=""))

@@ -210,3 +210,37 @@ def test_systems_of_two_tasks_in_one_table(compared):
     with pytest.raises(ValueError, match="got the ranking 'area', expected boxes, masks, keypoints"):
         mw.compare(runs, out=root / "never", by="area", **options)
     assert not (root / "never").exists()
+
+
+def test_images_left_out_of_training_do_not_hinder_going_on(tmp_path, console):
+    make_coco(tmp_path / "data", split="train", seed=1)
+    make_coco(tmp_path / "data", split="val", seed=2, images=3)
+    file = tmp_path / "data" / "annotations" / "train.json"
+    data = json.loads(file.read_text())
+    first = data["images"][0]["id"]
+    file.write_text(json.dumps({**data, "annotations": [a for a in data["annotations"] if a["image_id"] != first]}))
+    options = {
+        "data": tmp_path / "data", "out": tmp_path / "out", "epochs": 1, "seeds": 1, "device": "cpu", "console": console,
+        "changes": [*CHANGES, "train_on=objects"],
+    }  # fmt: skip
+    before = mw.compare(["mask-rcnn-small"], **options)
+    again = mw.compare(["mask-rcnn-small"], **options)
+    assert again.rows[0].by_seed["ap"] == before.rows[0].by_seed["ap"]
+
+
+def test_a_run_that_cannot_be_ranked_is_refused_before_anything_is_trained(compared, tmp_path):
+    root, *_ = compared
+    boxes = str(root / "out" / "runs" / "boxes-0")
+    with pytest.raises(ValueError, match="'boxes-0' answers boxes, which cannot be ranked by masks"):
+        mw.compare(["mask-rcnn-small", boxes], data=root / "data", out=tmp_path / "never", by="masks", changes=CHANGES)
+    assert not (tmp_path / "never" / "runs").exists()
+
+
+def test_somebodys_keypoints_alone_are_ranked(corners_folder, tmp_path):
+    truth = json.loads((corners_folder / "annotations" / "val.json").read_text())["annotations"]
+    entries = [{key: a[key] for key in ("image_id", "category_id", "keypoints")} | {"score": 0.5} for a in truth]
+    (tmp_path / "theirs.json").write_text(json.dumps(entries))
+    answer = mw.compare(
+        [str(tmp_path / "theirs.json")], data=corners_folder, out=tmp_path / "out", by="keypoints", device="cpu"
+    )
+    assert (answer.tables[0].task, answer.rows[0].by_seed["ap"]) == ("keypoints", [1.0])

@@ -5,7 +5,7 @@ import pytest
 
 from maskwright.data.catalog import open_datasets, open_split, split_dataset
 from maskwright.recipes import DataOptions, find_recipe
-from maskwright.training.loop import open_data
+from maskwright.training.sources import open_data
 from tests.conftest import make_coco
 
 

@@ -130,6 +130,20 @@ def test_an_empty_folder(tmp_path):
         ('{"imgHeight": 5, "imgWidth": 5, "objects": [{"label": "cow", "polygon": [[0, 0], [1, 1]]}]}', "cow is none"),
         ('{"imgHeight": 5, "imgWidth": 5, "objects": [{"label": "car", "polygon": [[0], [1, 1]]}]}', "get it anew"),
         ('{"imgHeight": -5, "imgWidth": 5, "objects": []}', "get it anew"),
+        ('{"imgHeight": 0, "imgWidth": 5, "objects": []}', "positive sides"),
+        ('{"imgHeight": 1000000000000, "imgWidth": 5, "objects": []}', "positive sides"),
+        ('{"imgHeight": 1000000, "imgWidth": 2000, "objects": []}', "are too many"),
+        ('{"imgHeight": Infinity, "imgWidth": 5, "objects": []}', "OverflowError"),
+        ('{"imgHeight": 5, "imgWidth": 5, "objects": ["x"]}', "AttributeError"),
+        ('{"imgHeight": 5, "imgWidth": 5, "objects": ' + 100000 * "[", "get it anew"),
+        (
+            '{"imgHeight": 5, "imgWidth": 5, "objects": [{"label": "car", "polygon": [[0, NaN], [1, 1]]}]}',
+            "a corner lies at nan",
+        ),
+        (
+            '{"imgHeight": 5, "imgWidth": 5, "objects": [{"label": "car", "polygon": [[0, 1e30], [1, 1]]}]}',
+            "a corner lies at 1e+30".replace("+", "."),
+        ),
     ],
 )
 def test_damaged_polygons(tmp_path, content, message):
@@ -138,6 +152,12 @@ def test_damaged_polygons(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         draw_map(path)
     assert str(path) in str(error.value)
+
+
+def test_what_other_systems_leave_beside_files_is_no_annotation(root):
+    for path in list((root / "gtFine" / "train").glob(f"*/*{MAP}")):
+        path.with_name(f"._{path.name}").write_bytes(b"x")
+    assert len(open_split(root, "train")) == 2
 
 
 def test_damaged_maps(root):

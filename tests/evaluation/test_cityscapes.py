@@ -9,13 +9,17 @@ from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as of
 from cityscapesscripts.evaluation.instances2dict import instances2dict
 from PIL import Image
 
+import maskwright as mw
 from maskwright.data.catalog import open_split
 from maskwright.data.cityscapes import CLASSES, MAP
 from maskwright.data.coco import Categories
 from maskwright.evaluation.cityscapes import MIN_AREA_PX, THRESHOLDS, evaluate_cityscapes
 from maskwright.inference.results import Result
 from maskwright.inference.writer import check_cityscapes, write_cityscapes
+from maskwright.overview import evaluation_tables
 from maskwright.structures import Instances, Intensity, Masks
+from maskwright.training import train
+from tests.conftest import tiny_recipe
 
 SIZE = (80, 120)
 
@@ -73,15 +77,15 @@ def official_scores(root, answers, tmp_path, monkeypatch):
     return official.computeAverages(official.evaluateMatches(matches, args), args)
 
 
-def write_root(tmp_path, maps):
+def write_root(tmp_path, maps, split="val"):
     for name, values in maps.items():
-        path = tmp_path / "gtFine" / "val" / f"{name}{MAP}"
+        path = tmp_path / "gtFine" / split / f"{name}{MAP}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(values.astype(np.uint16)).save(path)
-        image = tmp_path / "leftImg8bit" / "val" / f"{name}_leftImg8bit.png"
+        image = tmp_path / "leftImg8bit" / split / f"{name}_leftImg8bit.png"
         image.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", SIZE[::-1]).save(image)
-    return open_split(tmp_path, "val")
+        Image.fromarray((values % 251).astype(np.uint8)).convert("RGB").save(image)
+    return open_split(tmp_path, split)
 
 
 def results_of(dataset, answers):
@@ -168,6 +172,38 @@ def test_nothing_found_and_nothing_there(tmp_path):
 def test_thresholds_are_the_benchmarks():
     assert np.array_equal(THRESHOLDS, official.args.overlaps)
     assert official.args.minRegionSizes[0] == MIN_AREA_PX
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_is_scored_and_its_files_are_those_the_benchmark_takes(tmp_path, monkeypatch, console):
+    generator = np.random.default_rng(0)
+    for split, city in (("train", "bonn"), ("val", "ulm")):
+        maps = {f"{city}/{city}_000000_{i:06d}": random_map(generator) for i in range(2)}
+        write_root(tmp_path / "data", maps, split)
+    recipe = tiny_recipe(tmp_path / "data", system="mask-rcnn-small")
+    train(recipe, tmp_path / "run", device="cpu", console=console)
+    found = mw.evaluate(tmp_path / "run", data=tmp_path / "data", console=console, arguments={"score_threshold": 0.0})
+    assert set(found.cityscapes.per_class) == set(CLASSES)
+    (table,) = [table for table in evaluation_tables(found) if table.title == "Cityscapes, in percent"]
+    assert len(table.rows) == 1 + len(CLASSES)
+    model = mw.load(tmp_path / "run", score_threshold=0.0)
+    images = tmp_path / "data" / "leftImg8bit" / "val"
+    answer = mw.predict(model, [images], out=tmp_path / "answers", formats=["cityscapes"], threshold=0.0)
+    assert sorted(path.name for path in answer.written) == [f"ulm_000000_00000{i}_leftImg8bit.txt" for i in range(2)]
+    truths = [str(tmp_path / "data" / "gtFine" / "val" / f"{name}{MAP}") for name in sorted(maps)]
+    monkeypatch.setattr(np, "in1d", np.isin, raising=False)
+    args = copy.copy(official.args)
+    args.predictionPath, args.quiet = str(tmp_path / "answers"), True
+    official.setInstanceLabels(args)
+    files = sorted(map(str, answer.written))
+    matches = official.matchGtWithPreds(files, truths, instances2dict(truths), args)
+    wanted = official.computeAverages(official.evaluateMatches(matches, args), args)
+    assert found.cityscapes.ap == pytest.approx(wanted["allAp"], abs=1e-4)  # scores are written with six places
+    assert mw.evaluate(tmp_path / "run", data=tmp_path / "data", class_agnostic=True, console=console).cityscapes is None
+    boxes = tiny_recipe(tmp_path / "data", system="faster-rcnn-small")
+    train(boxes, tmp_path / "boxes", device="cpu", console=console)
+    with pytest.raises(ValueError, match="the model finds no masks"):
+        mw.predict(tmp_path / "boxes", [images], out=tmp_path / "never", formats=["cityscapes"])
 
 
 def test_models_that_cannot_take_part():

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,18 @@ from safetensors.torch import load_file, save_file
 
 from maskwright.api import resume
 from maskwright.data import files
-from maskwright.data.catalog import open_split, teaching
+from maskwright.data.catalog import images_to_learn_from, open_split
+from maskwright.data.coco import Categories
 from maskwright.data.loader import TrainingImages, training_batches
 from maskwright.data.transforms import Compose
 from maskwright.recipes import DataOptions, find_recipe
 from maskwright.recipes.recipe import OptimizerOptions, ScheduleOptions
+from maskwright.runs import ModelCard, save_model
+from maskwright.runs.checkpoints import find_backbone, find_weights
 from maskwright.systems import SYSTEMS
 from maskwright.training import loop, train
 from maskwright.training.optimization import build_optimizer, learning_rate_factor, moving_average, set_trainable
+from maskwright.training.sources import open_data
 from tests.conftest import add_corners, make_coco, tiny_recipe
 
 
@@ -341,13 +346,45 @@ def test_images_without_objects_or_keypoints_may_be_left_out(coco_folder, tmp_pa
     data["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] != first]
     file.write_text(json.dumps(data))
     dataset = open_split(coco_folder, "train")
-    assert teaching(dataset, "all") == [0, 1, 2, 3]
-    assert teaching(dataset, "objects") == [2, 3]
-    assert teaching(dataset, "keypoints") == [3]
-    with pytest.raises(ValueError, match="no training image has keypoints: set train_on=all"):
-        teaching(dataset.subset([0, 1, 2]), "keypoints")
+    assert images_to_learn_from(dataset, "all") == [0, 1, 2, 3]
+    assert images_to_learn_from(dataset, "objects") == [2, 3]
+    assert images_to_learn_from(dataset, "keypoints") == [3]
+    with pytest.raises(ValueError, match="no training image has keypoints: .* --set train_on=all"):
+        images_to_learn_from(dataset.subset([0, 1, 2]), "keypoints")
+    bare = make_coco(tmp_path / "bare", split="train")
+    make_coco(tmp_path / "bare", split="val")
+    assert bare["categories"]
+    with pytest.raises(ValueError, match="none of its categories has keypoints, which keypoint-rcnn-small needs"):
+        open_data(tiny_recipe(tmp_path / "bare", "train_on=keypoints", system="keypoint-rcnn-small"))
     train(tiny_recipe(coco_folder, "train_on=objects"), tmp_path / "run", device="cpu", console=console)
     assert json.loads((tmp_path / "run" / "split.json").read_text())["train"] == [third, data["images"][3]["id"]]
+
+
+def test_the_backbone_of_a_run_of_another_family(coco_folder, tiny_run, tmp_path, console):
+    for number, source in enumerate((tiny_run, tiny_run / "last" / "weights.safetensors")):
+        recipe = tiny_recipe(coco_folder, f"backbone_weights={source}", "optimizer.lr=1e-9", system="mnc-small")
+        train(recipe, tmp_path / f"{number}", device="cpu", console=console)
+        ours = load_file(tmp_path / f"{number}" / "last" / "weights.safetensors")
+        theirs = load_file(find_weights(source))
+        shared = {name: name.split(".network.")[1] for name in ours if ".network." in name}
+        assert len(shared) == 45
+        assert all(torch.allclose(ours[name], theirs[f"backbone.network.{key}"], atol=1e-6) for name, key in shared.items())
+    with pytest.raises(ValueError, match="nowhere: there is no such run or weights file"):
+        train(tiny_recipe(coco_folder, "backbone_weights=nowhere"), tmp_path / "no", device="cpu", console=console)
+
+
+def test_backbones_for_other_pixels_or_norms_are_refused(tmp_path):
+    system = SYSTEMS["mask-rcnn-r50-c4"](num_classes=1, weights_origin="detectron2")
+    categories = Categories(("a",), (1,))
+    card = ModelCard("mask-rcnn-r50-c4", {"num_classes": 1, "weights_origin": "detectron2"}, categories, system.input)
+    save_model(tmp_path / "run" / "best", card, {"a": torch.zeros(1)})
+    assert find_backbone(str(tmp_path / "run"), card).endswith("weights.safetensors")
+    other = replace(card, arguments={"num_classes": 1, "weights_origin": "timm"})
+    with pytest.raises(ValueError, match="its ResNet is that of detectron2, .* add --set arguments.weights_origin=detectron2"):
+        find_backbone(str(tmp_path / "run"), other)
+    other = replace(card, arguments={**card.arguments, "norm_eps": 0.0})
+    with pytest.raises(ValueError, match="its norms want eps 1e-05"):
+        find_backbone(str(tmp_path / "run"), other)
 
 
 def test_biases_of_norms_have_the_smaller_decay():

@@ -49,6 +49,15 @@ def test_a_run_brings_its_first_backbone_to_another_family(tmp_path, names):
     assert all(torch.equal(value, wanted[key]) for key, value in ours.network.state_dict().items())
 
 
+def test_the_last_stage_comes_out_of_a_run_too(tmp_path, state):
+    save_file(
+        {f"backbone.network.{key}": v for key, v in state.items() if not key.startswith("fc.")}, tmp_path / "a.safetensors"
+    )
+    stage = LastStage("resnet50", norm="frozen")
+    load_part(stage, str(stage.pretrained), stage.sources, str(tmp_path / "a.safetensors"))
+    assert torch.equal(stage.state_dict()["blocks.0.conv1.weight"], state["layer4.0.conv1.weight"])
+
+
 class Hidden(torch.nn.Module):
     def __init__(self):
         super().__init__()
