@@ -30,6 +30,7 @@ from maskwright.systems.mask_rcnn import ANCHORS_FPN, BoxHead, FasterRCNN, MaskH
 from maskwright.systems.rpn import RegionProposalNetwork
 
 BETA = 1 / 9
+ROUNDING = 2e-6  # more than the interpolation of a mask is off in float32
 _TARGET_PX = 8 * 2**20  # mask pixels looked at in one go
 
 
@@ -103,6 +104,8 @@ def _bin_weights(low: Tensor, high: Tensor, first: Tensor, length: int, *, size:
 def whole_pixel_windows(probs: Tensor, boxes: Tensor) -> MaskProbs:
     """Grids laid over boxes as Detectron laid them: padded by a cell of zeros, the enlarged box cut to whole pixels.
 
+    What is exactly one half falls below it, as a mask there is what exceeds one half.
+
     Args:
         probs: (N, M, M).
         boxes: xyxy px (N, 4).
@@ -113,7 +116,8 @@ def whole_pixel_windows(probs: Tensor, boxes: Tensor) -> MaskProbs:
     half = torch.stack([width, height], dim=1) * 0.5 * ((side + 2) / side)
     corners = torch.cat([centre - half, centre + half], dim=1).to(torch.int64)  # towards zero
     inclusive = torch.cat([corners[:, :2], torch.maximum(corners[:, 2:], corners[:, :2]) + 1], dim=1)
-    return MaskProbs(F.pad(probs, (1, 1, 1, 1)), inclusive.to(boxes.dtype))
+    below = (probs - ROUNDING).clamp(min=0)
+    return MaskProbs(F.pad(below, (1, 1, 1, 1)), inclusive.to(boxes.dtype))
 
 
 # Sizes
