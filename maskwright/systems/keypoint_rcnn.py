@@ -76,7 +76,7 @@ class KeypointHead(nn.Module):
         counts = [len(d) for d in detections]
         parts, boxes = torch.split(self(features, rois), counts), torch.split(rois.boxes, counts)
         return [
-            d.with_keypoints(_carried(from_heatmaps(part, box), box, d.boxes))
+            d.with_keypoints(_carried(from_heatmaps(part, box), box, d.boxes, d.image_size))
             for d, part, box in zip(detections, parts, boxes, strict=True)
         ]
 
@@ -92,10 +92,11 @@ def points_of(target: Instances) -> Tensor:
     return target.keypoints
 
 
-def _carried(points: Tensor, boxes: Tensor, to_boxes: Tensor) -> Tensor:
-    """Points (N, J, 3) in boxes (N, 4), at the same place in the same boxes of another frame."""
+def _carried(points: Tensor, boxes: Tensor, to_boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Points (N, J, 3) in boxes (N, 4), at the same place in the same boxes of another frame, the image of that size."""
     share = (points[..., :2] - boxes[:, None, :2]) / (boxes[:, None, 2:] - boxes[:, None, :2])
     moved = to_boxes[:, None, :2] + share * (to_boxes[:, None, 2:] - to_boxes[:, None, :2])
+    moved = torch.minimum(moved.clamp(min=0), moved.new_tensor([size[1], size[0]]))  # a box may be narrower than a pixel
     return torch.cat([moved, points[..., 2:]], dim=-1)
 
 
