@@ -110,7 +110,6 @@ def compare(
     ],
     data: Annotated[Path, typer.Option(help="Folder with train and val splits; everything is scored on val.")],
     out: Annotated[Path, typer.Option(help="Folder to write into; what is there is gone on with.")] = Path("compare"),
-    epochs: Annotated[float | None, typer.Option(help="Of each run, in place of the recipe's.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Of training for each run; its steps are measured once.")] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each system.")] = 3,
     images: ImagesOption = None,
@@ -120,7 +119,9 @@ def compare(
     by: Annotated[
         str | None, typer.Option(help="Rank all by boxes, masks or keypoints; by default by what each answers.")
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A recipe field of all that is trained.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A recipe field of all that is trained, like epochs=12.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Train systems, score them beside runs and anybody's results, and write one report with what can be told apart."""
@@ -139,7 +140,6 @@ def compare(
         entries,
         data=data,
         out=out,
-        epochs=epochs,
         minutes=minutes,
         seeds=seeds,
         changes=set_ or [],

@@ -87,7 +87,7 @@ def test_recipes_are_listed_with_what_to_expect():
         (["compare", "mask-rcnn-smal", "--data", "x"], "did you mean mask-rcnn-small"),
         (["compare", "mask-rcnn-small", "--data", "/nowhere"], "/nowhere: there is no such file or folder"),
         (["compare", "/nowhere/a.json", "--data", "x"], "/nowhere/a.json: there is no such run folder or results file"),
-        (["compare", "mask-rcnn-small", "--data", str(EXAMPLES), "--epochs", "1", "--minutes", "1"], "give one of them"),
+        (["compare", "mask-rcnn-small", "--data", str(EXAMPLES), "--set", "epochs=1", "--minutes", "1"], "give one of them"),
         (["compare", "mask-rcnn-small", "--data", str(EXAMPLES), "--set", "optimiser.lr=1"], "did you mean optimizer"),
     ],
 )

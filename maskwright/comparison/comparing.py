@@ -517,7 +517,6 @@ def _command(
         ("--images", options.images),
         ("--val-fraction", options.val_fraction),
         ("--classes", None if options.classes is None else ",".join(options.classes)),
-        ("--epochs", budget.epochs),
         ("--minutes", budget.minutes),
         ("--max-detections", None if max_detections is None else ",".join(map(str, max_detections))),
         ("--seeds", seeds),
@@ -525,6 +524,6 @@ def _command(
     ):
         if value is not None:
             words += [name, str(value)]
-    for change in changes:
+    for change in [*([] if budget.epochs is None else [f"epochs={budget.epochs}"]), *changes]:
         words += ["--set", change]
     return shlex.join([*words, "--out", str(out)])

@@ -102,7 +102,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.minutes is not None:
-            raise ValueError("--epochs and --minutes both say how long to train: give one of them")
+            raise ValueError("epochs and minutes both say how long to train: give one of them")
         if any(value is not None and not value > 0 for value in (self.epochs, self.minutes)):
             raise ValueError("got a budget of nothing, expected a positive number of epochs or minutes")
 

@@ -86,8 +86,7 @@ def test_functions_and_files_stay_short():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, (path, node.name)
-                most = 14 if path.name == "cli.py" else 12  # there they are the options of a command
-                assert len(node.args.args) + len(node.args.kwonlyargs) <= most, (path, node.name)
+                assert len(node.args.args) + len(node.args.kwonlyargs) <= 12, (path, node.name)
 
 
 def test_the_door_is_light_and_sorted():

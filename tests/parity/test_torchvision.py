@@ -157,9 +157,12 @@ def test_answers_from_image_to_mask(theirs, ours, pictures):
         dense = b.masks.to_dense()
         assert dense.shape[1:] == picture.shape[1:]
         truth = a["masks"][:, 0] > 0.5
-        apart = (dense ^ truth).sum(dim=(1, 2))  # probabilities of one half may fall either way
+        is_even = (a["masks"][:, 0] - 0.5).abs() <= 1e-4  # may fall either way
+        assert is_even.float().mean() < 1e-3
+        dense = torch.where(is_even, truth, dense)
+        iou = (dense & truth).sum(dim=(1, 2)) / (dense | truth).sum(dim=(1, 2)).clamp(min=1)
         assert truth.any(dim=2).any(dim=1).float().mean() > 0.8
-        assert (apart <= (0.01 * truth.sum(dim=(1, 2))).clamp(min=2)).all()
+        assert float(iou[truth.any(dim=2).any(dim=1)].min()) >= 0.99
 
 
 def targets_for(sizes):
