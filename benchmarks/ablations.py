@@ -86,7 +86,7 @@ ABLATIONS = {
     ),
     "mask-branch": Ablation(
         "nuclei",
-        (f"convolutions: {RIVALS} arguments.mask=sigmoid", f"MLP: {RIVALS} arguments.mask=mlp"),
+        ("convolutions: mask-rcnn-small", f"MLP: {RIVALS} arguments.mask=mlp"),
         {"convolutions": "33.6", "MLP": "31.5"},
         "table 2e, R50-FPN",
     ),

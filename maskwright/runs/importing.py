@@ -67,7 +67,7 @@ def import_weights(
     names = _names(file, converted, classes)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     is_official = any(digest.startswith(known) for known in torchvision.OFFICIAL)
-    given = {**converted.arguments, **(arguments or {})}
+    given = _arguments(file, converted, arguments or {}, say)
     if "norm_eps" in all_arguments(builder, given):
         given["norm_eps"] = norm_eps if norm_eps is not None else 0.0 if is_official else NORM_EPS
     elif norm_eps is not None:
@@ -99,10 +99,20 @@ def _check(system: str, out: Path, arguments: Mapping[str, Any]) -> tuple[str, .
         raise ValueError(f"weights cannot be imported into {system!r} yet: there are {', '.join(IMPORTABLE)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: the folder is not empty: choose another --out")
-    if taken := {"num_classes", "num_keypoints", "norm_eps", "weights_origin", "branch_norm"} & set(arguments):
-        known = "the file tells the classes and whose weights they are, --norm-eps gives the norms' eps"
+    if taken := {"num_classes", "num_keypoints", "norm_eps", "branch_norm"} & set(arguments):
+        known = "the file tells the classes and how it was built, --norm-eps gives the norms' eps"
         raise ValueError(f"{', '.join(sorted(taken))} cannot be set: {known}")
     return builders[system]
+
+
+def _arguments(file: Path, converted: Converted, given: Mapping[str, Any], say: Callable[[str], object]) -> dict[str, Any]:
+    """What the file tells, what is assumed, and what was given."""
+    if "weights_origin" in given and "weights_origin" not in converted.assumed:
+        raise ValueError(f"{file}: weights_origin cannot be set: the file tells whose weights they are")
+    for name, value in converted.assumed.items():
+        if name not in given:
+            say(f"{name}={value}, as the file does not tell otherwise: if you know better, --set {name}=...")
+    return {**converted.arguments, **converted.assumed, **given}
 
 
 def _names(file: Path, converted: Converted, given: Sequence[str] | None) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ first versions. Weights trained with these parts lose accuracy with others; impo
 Differs from mask_rcnn.py: image sizes are rounded down and resized without antialiasing; anchors are rounded, and laid a
 whole number of pixels apart; an object that overlaps no anchor makes all anchors without overlap positive; smooth L1 with
 β = 1/9, means over the anchors sampled; 2000 training proposals; RoIAlign with 2 × 2 samples a cell, half a cell off;
-tiny proposals and detections dropped; soft mask targets; masks pasted into boxes of whole pixels, one cell larger.
+tiny proposals and detections dropped; soft mask targets; masks pasted into boxes of whole pixels, one cell larger; keypoints
+lie where COCO's pixel numbers are, not half a pixel further on.
 
 Legend: R RoIs of one image · M mask side · h, w a mask's window · S samples of a cell, per side.
 """
@@ -23,11 +24,12 @@ from maskwright.layers.backbones import Backbone
 from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.grids import RoundedAnchors
 from maskwright.layers.roi import RoiAlign
-from maskwright.structures import InputSpec, MaskProbs, Masks, ResizeRule
+from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks, ResizeRule
 from maskwright.structures import boxes as box_functions
-from maskwright.systems.keypoint_rcnn import KeypointHead
+from maskwright.systems.keypoint_rcnn import KeypointHead, points_of
 from maskwright.systems.mask_rcnn import ANCHORS_FPN, BoxHead, FasterRCNN, MaskHead, RoiSampler
 from maskwright.systems.rpn import RegionProposalNetwork
+from maskwright.systems.system import Loss
 
 BETA = 1 / 9
 ROUNDING = 2e-6  # more than the interpolation of a mask is off in float32
@@ -118,6 +120,34 @@ def whole_pixel_windows(probs: Tensor, boxes: Tensor) -> MaskProbs:
     inclusive = torch.cat([corners[:, :2], torch.maximum(corners[:, 2:], corners[:, :2]) + 1], dim=1)
     below = (probs - ROUNDING).clamp(min=0)
     return MaskProbs(F.pad(below, (1, 1, 1, 1)), inclusive.to(boxes.dtype))
+
+
+class IndexedKeypointRCNN(FasterRCNN):
+    """Keypoint R-CNN whose keypoints are COCO's pixel numbers taken for coordinates: on a pixel's upper left corner."""
+
+    def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
+        """As in Mask R-CNN, of the keypoints half a pixel of the original image up and to the left."""
+        return super().loss(images, to_corners(images, targets))
+
+    def predict(self, images: ImageBatch) -> list[Instances]:
+        """As in Mask R-CNN, the keypoints put back into the middle of their pixels."""
+        return [shifted(d, 0.5, 0.5) for d in super().predict(images)]
+
+
+def to_corners(images: ImageBatch, targets: list[Instances]) -> list[Instances]:
+    """Targets, input frame, with keypoints half a pixel of the original image up and to the left."""
+    frames = zip(targets, images.sizes, images.original_sizes, strict=True)
+    return [shifted(t, -0.5 * width / wide, -0.5 * height / high) for t, (height, width), (high, wide) in frames]
+
+
+def shifted(instances: Instances, x: float, y: float) -> Instances:
+    """Keypoints of an image moved by px, kept inside it."""
+    points = points_of(instances)
+    height, width = instances.image_size
+    moved = (points[..., :2] + points.new_tensor([x, y])).clamp(min=0)
+    return instances.with_keypoints(
+        torch.cat([torch.minimum(moved, moved.new_tensor([width, height])), points[..., 2:]], dim=-1)
+    )
 
 
 # Sizes
@@ -219,4 +249,4 @@ def keypoint_rcnn_r50_fpn_torchvision(
         long_px=long_px,
     )
     head = KeypointHead(256, num_keypoints=num_keypoints, pool=legacy_pool(14))
-    return FasterRCNN(**parts, instance_heads={"keypoint": head}, max_detections=max_detections)
+    return IndexedKeypointRCNN(**parts, instance_heads={"keypoint": head}, max_detections=max_detections)

@@ -26,6 +26,7 @@ class Converted:
         names, ids: of the classes, row by row.
         keypoints: what they are, where there are any.
         norm_eps_unknown: whether norms were frozen, with an eps the file does not tell.
+        assumed: further arguments, which the file does not tell for certain: whoever knows better may give others.
     """
 
     tensors: dict[str, Tensor]
@@ -34,7 +35,8 @@ class Converted:
     names: tuple[str, ...]
     ids: tuple[int, ...]
     keypoints: KeypointSchema | None = None
-    norm_eps_unknown: bool = field(default=False)
+    norm_eps_unknown: bool = False
+    assumed: dict[str, Any] = field(default_factory=dict)
 
 
 class Source(Protocol):

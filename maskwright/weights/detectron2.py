@@ -2,12 +2,14 @@
 R101), in our names.
 
 Its zoo's .pkl files and checkpoints of its training (.pth) have the same names. Rows of classes lie as ours do, the background
-last. ResNet-50 and -101 have the stage stride in the 1×1 convolution and take BGR pixels; so does ResNeXt, but its pixels are
-divided by a standard deviation and its strides lie in the 3×3 convolution.
+last. In its zoo ResNet-50 and -101 have the stage stride in the 1×1 convolution and take BGR pixels; so does ResNeXt, but its
+pixels are divided by a standard deviation and its strides lie in the 3×3 convolution. A model trained from torchvision's
+ResNets has strides and pixels like these, under the same names; older files hold mean and std of the pixels, newer ones do not.
 """
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from maskwright.weights.conversion import COCO_ROWS, Converted, numbered, person_keypoints, rename
@@ -52,6 +54,11 @@ _TABLES = {
     "layer": {str(layer): str(layer - 1) for layer in range(1, 9)},
 }
 _UNUSED = r"pixel_mean|pixel_std|proposal_generator\.anchor_generator\.cell_anchors\.\d+|.*num_batches_tracked"
+_PIXELS = {  # mean and std of the channels in the network's order, in grey levels of 255
+    "detectron2": (103.53, 116.28, 123.675, 1, 1, 1),
+    "detectron2-x101": (103.53, 116.28, 123.675, 57.375, 57.12, 58.395),
+    "timm": (123.675, 116.28, 103.53, 58.395, 57.12, 57.375),
+}
 _LAST_BLOCKS = {"5": "r50", "22": "r101"}  # of the fourth stage, by its number
 
 
@@ -81,13 +88,26 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     kind = f"{'mask-' if has_masks else ''}keypoint" if has_points else "mask" if has_masks else "faster"
     count = _shape(state, "roi_heads.box_predictor.cls_score.weight", 2)[0] - 1
     names, ids = _classes(count, has_points=has_points)
-    arguments = {"num_classes": count, "weights_origin": "detectron2-x101" if is_resnext else "detectron2"}
+    arguments = {"num_classes": count}
     points = None
     if has_points:
         points = person_keypoints(state.get("roi_heads.keypoint_head.score_lowres.weight"))
         arguments["num_keypoints"] = len(points.names)
     system = f"{kind}-rcnn-{'x101' if is_resnext else depth}-{on_top}"
-    return Converted(tensors, system=system, arguments=arguments, names=names, ids=ids, keypoints=points)
+    assumed = {"weights_origin": _origin(state, is_resnext=is_resnext)}
+    return Converted(tensors, system=system, arguments=arguments, names=names, ids=ids, keypoints=points, assumed=assumed)
+
+
+def _origin(state: Mapping[str, Tensor], *, is_resnext: bool) -> str:
+    """Whose ResNet it was trained from: by its pixels where the file has them, else as in the zoo."""
+    if not {"pixel_mean", "pixel_std"} <= state.keys():
+        return "detectron2-x101" if is_resnext else "detectron2"
+    found = torch.cat([state[f"pixel_{part}"].flatten().to(torch.float32) for part in ("mean", "std")])
+    for name, wanted in _PIXELS.items():
+        if found.shape == (6,) and torch.allclose(found, found.new_tensor(wanted), atol=0.01):
+            return name
+    given = ", ".join(f"{value:g}" for value in found.tolist())
+    raise ValueError(f"its pixels have mean and std {given}, which no ResNet here has")
 
 
 def _shape(state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
 
+from maskwright.data.coco_results import to_coco_results
 from maskwright.layers.grids import RoundedAnchors
 from maskwright.layers.roi import Rois, level_of
 from maskwright.runs import initialize, open_model
@@ -27,7 +28,7 @@ from maskwright.runs.checkpoints import build_system
 from maskwright.runs.importing import import_weights
 from maskwright.structures import ImageBatch, Instances, Masks, ResizeRule
 from maskwright.systems.mask_rcnn import ANCHORS_FPN
-from maskwright.systems.torchvision_rcnn import soft_mask_targets, whole_pixel_windows
+from maskwright.systems.torchvision_rcnn import soft_mask_targets, to_corners, whole_pixel_windows
 
 SHORT_PX, LONG_PX, CLASSES = 160, 256, 4
 
@@ -374,8 +375,27 @@ def test_keypoints_from_image_to_joint(pictures, tmp_path):
         b = answer[same.argmax(dim=1)]
         close(a["boxes"], b.boxes, atol=0.05)
         close(a["scores"], b.scores)
-        apart = (a["keypoints"][..., :2] - b.keypoints[..., :2]).abs().amax(dim=-1)
+        written = torch.tensor([e["keypoints"] for e in to_coco_results(b, 1, card.categories)]).reshape(len(b), 17, 3)
+        apart = (a["keypoints"][..., :2] - written[..., :2]).abs().amax(dim=-1)  # theirs are COCO's pixel numbers as they are
         assert (apart <= 0.01).float().mean() >= 0.99  # a width may round up to another grid; equal peaks
+
+
+def test_keypoints_to_learn_from_are_torchvisions(pictures):
+    sizes = [(p.shape[1], p.shape[2]) for p in pictures]
+    transform = GeneralizedRCNNTransform(SHORT_PX, LONG_PX, [0.0] * 3, [1.0] * 3)
+    numbers = torch.tensor([[[0.0, 0, 2], [31, 17, 1], [62, 40, 2]]])  # COCO's
+    boxes = torch.tensor([[0.0, 0, 64, 50]])
+    images, targets = transform(
+        [p / 255 for p in pictures], [{"boxes": boxes, "labels": torch.tensor([1]), "keypoints": numbers} for _ in pictures]
+    )
+    batch = ImageBatch(images.tensors, images.image_sizes, sizes)
+    middle = numbers + torch.tensor([0.5, 0.5, 0])  # as our reader has them
+    ours = [
+        Instances(size, boxes, torch.tensor([0]), keypoints=middle).resize(to)
+        for size, to in zip(sizes, batch.sizes, strict=True)
+    ]
+    for a, b in zip(targets, to_corners(batch, ours), strict=True):
+        close(a["keypoints"], b.keypoints, atol=1e-3)
 
 
 @pytest.mark.parametrize("theirs", [maskrcnn_resnet50_fpn], indirect=True)

@@ -147,8 +147,8 @@ def test_resnext_answers_as_torchvisions(tmp_path):
     state |= {name: value for name, value in heads.state_dict().items() if not name.startswith("backbone.")}
     converted = convert(as_detectron2(state))
     assert len(as_detectron2(state)) == 562
-    assert (converted.system, converted.arguments["weights_origin"]) == ("mask-rcnn-x101-fpn", "detectron2-x101")
-    system = SYSTEMS[converted.system](**converted.arguments)
+    assert (converted.system, converted.assumed["weights_origin"]) == ("mask-rcnn-x101-fpn", "detectron2-x101")
+    system = SYSTEMS[converted.system](**converted.arguments, **converted.assumed)
     system.load_state_dict(converted.tensors)
     assert system.input.std == (57.375, 57.12, 58.395)
     pixels = torch.randn(1, 3, 64, 64)
@@ -263,8 +263,8 @@ def test_dc5_answers_as_torchvisions_stages(tmp_path):
     state, body = flat_state("dc5", classes=1)
     assert len(state) == 291
     converted = convert(state)
-    assert (converted.system, converted.arguments["weights_origin"]) == ("mask-rcnn-r50-dc5", "detectron2")
-    system = SYSTEMS[converted.system](**converted.arguments).eval()
+    assert (converted.system, converted.assumed["weights_origin"]) == ("mask-rcnn-r50-dc5", "detectron2")
+    system = SYSTEMS[converted.system](**converted.arguments, **converted.assumed).eval()
     system.load_state_dict(converted.tensors)
     dilate(body)
     pixels = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
@@ -307,10 +307,35 @@ def test_what_does_not_fit_is_named(theirs, tmp_path):
     assert not list(tmp_path.glob("?"))
     usual = {
         **state,
-        "pixel_mean": torch.zeros(3, 1, 1),
+        "pixel_mean": torch.tensor([103.530, 116.280, 123.675]).reshape(3, 1, 1),
+        "pixel_std": torch.ones(3, 1, 1),
         "proposal_generator.anchor_generator.cell_anchors.0": torch.zeros(3, 4),
     }
     assert convert(usual).tensors.keys() == convert(state).tensors.keys()
+    assert convert(usual).assumed == convert(state).assumed == {"weights_origin": "detectron2"}
+
+
+def test_whose_resnet_it_was_is_told_by_the_pixels_or_by_the_user(theirs, tmp_path):
+    state = as_detectron2(theirs.state_dict())
+    of_torchvision = {
+        **state,
+        "pixel_mean": torch.tensor([123.675, 116.280, 103.530]),
+        "pixel_std": torch.tensor([58.395, 57.120, 57.375]),
+    }
+    assert convert(of_torchvision).assumed == {"weights_origin": "timm"}
+    with pytest.raises(ValueError, match=r"mean and std 1, 2, 3, 4, 5, 6, which no ResNet here has"):
+        convert({**state, "pixel_mean": torch.tensor([1.0, 2, 3]), "pixel_std": torch.tensor([4.0, 5, 6])})
+    file = write(tmp_path / "mine.pkl", state)
+    said = []
+    card = import_weights(file, system="mask-rcnn-r50-fpn", out=tmp_path / "a", say=said.append)
+    assert card.arguments["weights_origin"] == "detectron2"
+    assert any("weights_origin=detectron2, as the file does not tell otherwise" in line for line in said)
+    arguments = {"weights_origin": "timm"}
+    card = import_weights(file, system="mask-rcnn-r50-fpn", out=tmp_path / "b", arguments=arguments, say=said.append)
+    assert (card.input.channel_order, card.input.value_range) == ("rgb", 1)
+    system = SYSTEMS[card.system](**card.arguments)
+    assert system.backbone.network.layer2[0].conv2.geometry["stride"] == (2, 2)
+    assert card.arguments["weights_origin"] == "timm"
 
 
 # Pickles
