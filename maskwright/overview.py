@@ -1,5 +1,6 @@
 """Tables for people: what systems there are, and what a model scored."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import cast, get_args, get_type_hints
@@ -60,10 +61,12 @@ def recipe_lines() -> Iterator[str]:
 
 
 def recipe_text(name: str) -> str:
-    """One recipe, as its file holds it, under what is to be expected of it."""
+    """One recipe, as its file holds it, under what is to be expected of it, and what is known of it and its family."""
     recipe = find_recipe(name)
-    what = _first_line(RECIPES[name]) if name in RECIPES else "That of the small sizes."
-    return f"{what}\n\n{recipe.to_yaml()}"
+    if name not in RECIPES:
+        return f"That of the small sizes.\n\n{recipe.to_yaml()}"
+    build = RECIPES[name]
+    return f"{_first_line(build)}\n\n{inspect.getdoc(inspect.getmodule(build))}\n\n{recipe.to_yaml()}"
 
 
 def _value(hint: object) -> str:

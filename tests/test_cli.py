@@ -65,6 +65,8 @@ def test_recipes_are_listed_with_what_to_expect():
     assert "mnc-unshared-small  (30 × 4 + 30 × 4 + 30 × 4)" in lines
     done = run("recipes", "mask-rcnn-r50-fpn-cityscapes")
     assert "short_px: 1024" in done.stdout
+    assert "maskwright train mask-rcnn-r50-fpn-cityscapes --data cityscapes" in done.stdout
+    assert "Cityscapes takes 2 h" in done.stdout
     assert "did you mean mask-rcnn-r50-fpn-cityscapes" in " ".join(refused("recipes", "mask-rcnn-r50-fpn-cityscap").split())
 
 

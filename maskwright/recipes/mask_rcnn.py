@@ -10,16 +10,25 @@ tables have 0.3; the RPN learns along).
     maskwright train mask-rcnn-r50-fpn-cityscapes --data cityscapes --set backbone_weights=timm --out runs/streets
     maskwright train mask-rcnn-r50-fpn-cityscapes-from-coco --data cityscapes --init runs/r50 --out runs/streets2
 
-Cost, on eight V100s by detectron2's seconds a step: R50-FPN with masks 7 h for 1x (0.26 s), with keypoints 8 h (0.32 s);
-R101-FPN 26 h for 3x (0.34 s), X101-32×8d-FPN 52 h (0.69 s); R50-C4 15 h for 1x (0.58 s), R50-DC5 12 h (0.47 s); Cityscapes 2 h
-(0.24 s). On eight GPUs of 2017 160,000 steps took 32 h with R50-FPN, 44 h with R101-FPN (Mask R-CNN, sec. 4.1), Cityscapes 4 h.
+Cost, hours on eight V100s by detectron2's seconds a step:
+
+              Faster R-CNN      Mask R-CNN        keypoints
+    1x  R50   FPN 5, C4 14,     FPN 7, C4 15,     FPN 8
+              DC5 10            DC5 12
+    3x  R50   FPN 16            FPN 20            FPN 24
+        R101  FPN 21, C4 46,    FPN 26, C4 49,    FPN 29
+              DC5 34            DC5 41
+        X101  FPN 48            FPN 52            FPN 55
+
+Cityscapes takes 2 h; X101-64×4d 61 h by Detectron's 1.22 s a step. On eight GPUs of 2017 160,000 steps took 32 h with R50-FPN,
+44 h with R101-FPN (Mask R-CNN, sec. 4.1), Cityscapes 4 h. Of torchvision's, and of masks and keypoints together, none is known.
 Not run by us at these sizes.
 
 Small sizes: from scratch, for data sets of hundreds of images.
 
     maskwright train mask-rcnn-small --data nuclei --out runs/nuclei
 
-Cost and result: see docs/results.md.
+Cost and result: of mask-rcnn-small in docs/results.md; of the others after shorter runs in docs/mask_rcnn.md.
 """
 
 from typing import Any, Literal
@@ -289,6 +298,21 @@ def mask_rcnn_small() -> Recipe:
 def mask_rcnn_rivals_small() -> Recipe:
     """Mask R-CNN, small, with the parts it was compared with."""
     return small_recipe("mask-rcnn-rivals-small")
+
+
+def mask_rcnn_rivals_c4_small() -> Recipe:
+    """The same without a pyramid."""
+    return small_recipe("mask-rcnn-rivals-c4-small")
+
+
+def mask_rcnn_rivals_c5_small() -> Recipe:
+    """Mask R-CNN, small, on its body's last map alone, with other RoI operators."""
+    return small_recipe("mask-rcnn-rivals-c5-small")
+
+
+def keypoint_rcnn_rivals_small() -> Recipe:
+    """Keypoint R-CNN, small, with other RoI operators."""
+    return small_recipe("keypoint-rcnn-rivals-small")
 
 
 def mask_rcnn_c4_small() -> Recipe:

@@ -47,7 +47,12 @@ from maskwright.systems.mask_rcnn_c4 import (
     mask_rcnn_r101_c4,
     mask_rcnn_r101_dc5,
 )
-from maskwright.systems.mask_rcnn_rivals import mask_rcnn_rivals_small
+from maskwright.systems.mask_rcnn_rivals import (
+    keypoint_rcnn_rivals_small,
+    mask_rcnn_rivals_c4_small,
+    mask_rcnn_rivals_c5_small,
+    mask_rcnn_rivals_small,
+)
 from maskwright.systems.mnc import mnc_small, mnc_vgg16
 from maskwright.systems.mnc_r101 import mnc_r101
 from maskwright.systems.mnc_released import mnc_vgg16_released
@@ -103,6 +108,7 @@ SYSTEMS: dict[str, Builder] = {
     "keypoint-rcnn-r50-fpn": keypoint_rcnn_r50_fpn,
     "keypoint-rcnn-r50-fpn-torchvision": keypoint_rcnn_r50_fpn_torchvision,
     "keypoint-rcnn-r101-fpn": keypoint_rcnn_r101_fpn,
+    "keypoint-rcnn-rivals-small": keypoint_rcnn_rivals_small,
     "keypoint-rcnn-small": keypoint_rcnn_small,
     "keypoint-rcnn-x101-fpn": keypoint_rcnn_x101_fpn,
     "mask-keypoint-rcnn-r50-fpn": mask_keypoint_rcnn_r50_fpn,
@@ -116,6 +122,8 @@ SYSTEMS: dict[str, Builder] = {
     "mask-rcnn-r101-c4": mask_rcnn_r101_c4,
     "mask-rcnn-r101-dc5": mask_rcnn_r101_dc5,
     "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,
+    "mask-rcnn-rivals-c4-small": mask_rcnn_rivals_c4_small,
+    "mask-rcnn-rivals-c5-small": mask_rcnn_rivals_c5_small,
     "mask-rcnn-rivals-small": mask_rcnn_rivals_small,
     "mask-rcnn-small": mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn_x101_fpn,

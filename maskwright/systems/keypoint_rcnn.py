@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from maskwright.layers.backbones import Origin
 from maskwright.layers.precision import Float32ConvTranspose2d
-from maskwright.layers.roi import RoiAlign, Rois
+from maskwright.layers.roi import RoiAlign, RoiOperator, Rois
 from maskwright.structures import Instances, ResizeRule
 from maskwright.structures.keypoints import from_heatmaps, to_cells
 from maskwright.systems.mask_rcnn import FasterRCNN, MaskHead, SampledRois, pyramid_parts, small_parts, small_pool
@@ -37,14 +37,14 @@ class KeypointHead(nn.Module):
     Args:
         channels: of the features.
         num_keypoints: J, the same for all classes.
-        pool: RoIAlign to a quarter of the side of the heatmaps.
+        pool: to a quarter of the side of the heatmaps.
         depth: convolutions.
         hidden: their channels.
     """
 
     CLASS_ROWS: ClassVar[dict[str, int]] = {}
 
-    def __init__(self, channels: int, *, num_keypoints: int, pool: RoiAlign, depth: int = 8, hidden: int = 512) -> None:
+    def __init__(self, channels: int, *, num_keypoints: int, pool: RoiOperator, depth: int = 8, hidden: int = 512) -> None:
         super().__init__()
         self.pool = pool
         widths = [channels, *[hidden] * depth]

@@ -404,7 +404,24 @@ class MaskBranch(nn.Module, ABC):
         ]
 
 
-class MaskHead(MaskBranch):
+class DeconvMaskBranch(MaskBranch):
+    """Masks from 1×1 convolutions on what a deconvolution has enlarged; these are `deconv` and `predictor`."""
+
+    CLASS_ROWS: ClassVar[dict[str, int]] = {"predictor.weight": 1, "predictor.bias": 1}
+    deconv: nn.ConvTranspose2d
+    predictor: nn.Module
+
+    @abstractmethod
+    def hidden(self, features: Features, rois: Rois) -> Tensor:
+        """What the last layer sees, (R, C, M, M)."""
+
+    def forward(self, features: Features, rois: Rois, labels: Tensor) -> Tensor:
+        """Mask logits of each RoI for the class it is given, (R, M, M)."""
+        logits: Tensor = self.predictor(self.hidden(features, rois), labels)
+        return logits
+
+
+class MaskHead(DeconvMaskBranch):
     """A mask for each class from four 3×3 convolutions and a deconvolution on 14×14 pooled features.
 
     Args:
@@ -415,8 +432,6 @@ class MaskHead(MaskBranch):
         options: see `MaskBranch`.
     """
 
-    CLASS_ROWS: ClassVar[dict[str, int]] = {"predictor.weight": 1, "predictor.bias": 1}
-
     def __init__(
         self, channels: int, *, num_classes: int, pool: RoiOperator, hidden: int | None = None, **options: Any
     ) -> None:
@@ -425,19 +440,14 @@ class MaskHead(MaskBranch):
         hidden = hidden or channels
         self.convs = nn.ModuleList(nn.Conv2d(c, hidden, 3, padding=1) for c in (channels, hidden, hidden, hidden))
         self.deconv = nn.ConvTranspose2d(hidden, hidden, 2, stride=2)
-        self.predictor: nn.Module = ClassConv1x1(hidden, num_classes)
+        self.predictor = ClassConv1x1(hidden, num_classes)
         for layer in (*self.convs, self.deconv):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
         init_normal(self.predictor, std=0.001)
 
-    def forward(self, features: Features, rois: Rois, labels: Tensor) -> Tensor:
-        """Mask logits of each RoI for the class it is given, (R, M, M)."""
-        logits: Tensor = self.predictor(self.hidden(features, rois), labels)
-        return logits
-
     def hidden(self, features: Features, rois: Rois) -> Tensor:
-        """What the last layer sees, (R, C, M, M)."""
+        """Of the pooled features, (R, C, M, M)."""
         hidden: Tensor = self.pool(features, rois)  # (R, C, M / 2, M / 2)
         for conv in self.convs:
             hidden = F.relu(conv(hidden), inplace=True)

@@ -13,7 +13,7 @@ Legend: R RoIs of the batch · C channels · K classes, with the background as t
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from maskwright.layers.initialization import init_normal
 from maskwright.layers.precision import ClassConv1x1
 from maskwright.layers.roi import RoiAlign, RoiOperator, Rois
 from maskwright.structures import InputSpec, ResizeRule
-from maskwright.systems.mask_rcnn import BoxBranch, BoxHead, FasterRCNN, MaskBranch, MaskHead, RoiSampler
+from maskwright.systems.mask_rcnn import BoxBranch, BoxHead, DeconvMaskBranch, FasterRCNN, MaskHead, RoiSampler
 from maskwright.systems.rpn import Features, RegionProposalNetwork
 
 ANCHORS_C4 = (32, 64, 128, 256, 512)  # Mask R-CNN, sec. 3.1: five scales
@@ -68,7 +68,7 @@ class StagedBoxHead(BoxBranch):
         return seen.mean(dim=(2, 3))
 
 
-class StagedMaskHead(MaskBranch):
+class StagedMaskHead(DeconvMaskBranch):
     """A mask for each class from a deconvolution on the last stage's answer.
 
     Args:
@@ -77,8 +77,6 @@ class StagedMaskHead(MaskBranch):
         hidden: channels of the deconvolution.
         num_classes: K.
     """
-
-    CLASS_ROWS: ClassVar[dict[str, int]] = {"predictor.weight": 1, "predictor.bias": 1}
 
     def __init__(self, staged: StagedRois, *, width: int, hidden: int, num_classes: int) -> None:
         super().__init__()
@@ -89,12 +87,10 @@ class StagedMaskHead(MaskBranch):
         nn.init.zeros_(self.deconv.bias)  # type: ignore[arg-type]
         init_normal(self.predictor, std=0.001)
 
-    def forward(self, features: Features, rois: Rois, labels: Tensor) -> Tensor:
-        """Mask logits of each RoI for the class it is given, (R, M, M)."""
+    def hidden(self, features: Features, rois: Rois) -> Tensor:
+        """Of the last stage's answer, (R, C, M, M)."""
         (staged,) = self.shared
-        hidden = F.relu(self.deconv(staged(features, rois)), inplace=True)
-        logits: Tensor = self.predictor(hidden, labels)
-        return logits
+        return F.relu(self.deconv(staged(features, rois)), inplace=True)
 
 
 # Sizes
@@ -107,16 +103,14 @@ def _c4(
     input: InputSpec,
     anchors: PyramidAnchors,
     width: int,
-    hidden: int,
+    mask: DeconvMaskBranch | None,
     num_classes: int,
-    has_masks: bool,
     per_image: int,
     score_threshold: float,
     **numbers: Any,
 ) -> FasterRCNN:
     """All parts around a backbone and a stage."""
     (channels,) = body.channels.values()
-    mask = StagedMaskHead(staged, width=width, hidden=hidden, num_classes=num_classes)
     return FasterRCNN(
         input=input,
         backbone=body,
@@ -124,7 +118,7 @@ def _c4(
         rpn=RegionProposalNetwork(channels, anchors=anchors),
         roi_sampler=RoiSampler(num_classes=num_classes, per_image=per_image),
         box_head=StagedBoxHead(staged, width=width, num_classes=num_classes, score_threshold=score_threshold),
-        instance_heads={"mask": mask} if has_masks else {},
+        instance_heads={} if mask is None else {"mask": mask},
         **numbers,
     )
 
@@ -149,15 +143,15 @@ def _paper_c4(network: str, *, has_masks: bool, summary: str) -> Callable[..., F
     ) -> FasterRCNN:
         origin = ORIGINS[weights_origin]
         stage = LastStage(network, norm=norm, norm_eps=origin.norm_eps, stride_in_1x1=origin.stride_in_1x1)
+        staged = StagedRois(RoiAlign(14, strides=(16,)), stage)
         return _c4(
             origin.backbone(network, strides=(16,), norm=norm),
-            StagedRois(RoiAlign(14, strides=(16,)), stage),
+            staged,
             input=replace(origin.input(ResizeRule(short_px, long_px)), size_divisor=1),
             anchors=PyramidAnchors({16: ANCHORS_C4}),
             width=2048,
-            hidden=256,
+            mask=StagedMaskHead(staged, width=2048, hidden=256, num_classes=num_classes) if has_masks else None,
             num_classes=num_classes,
-            has_masks=has_masks,
             per_image=per_image,
             score_threshold=score_threshold,
             num_proposals=num_proposals,
@@ -224,6 +218,27 @@ mask_rcnn_r50_dc5 = _dc5("resnet50", has_masks=True, summary=f"Mask R-CNN on Res
 mask_rcnn_r101_dc5 = _dc5("resnet101", has_masks=True, summary=f"Mask R-CNN on ResNet-101 with {_DC5}: 191.3 M parameters.")
 
 
+def small_c4(
+    *, num_classes: int, pool: RoiOperator, mask_head: type[StagedMaskHead], short_px: int, long_px: int, **numbers: Any
+) -> FasterRCNN:
+    """For a CPU: ResNet-18 to its second stage, the third for each RoI; `pool` of stride 8 to 14×14, masks of 14×14."""
+    body = Backbone("resnet18", strides=(8,), norm="group")
+    staged = StagedRois(pool, LastStage("resnet18", norm="group", stage="layer3"))
+    return _c4(
+        body,
+        staged,
+        input=InputSpec(resize=ResizeRule(short_px, long_px)),
+        anchors=PyramidAnchors({8: (24, 48, 96, 192, 384)}),
+        width=256,
+        mask=mask_head(staged, width=256, hidden=128, num_classes=num_classes),
+        num_classes=num_classes,
+        per_image=64,
+        num_training_proposals=500,
+        num_candidates=(2000, 1000),
+        **numbers,
+    )
+
+
 def mask_rcnn_c4_small(
     *,
     num_classes: int,
@@ -233,20 +248,14 @@ def mask_rcnn_c4_small(
     short_px: int = 512,
     long_px: int = 1024,
 ) -> FasterRCNN:
-    """Mask R-CNN for a CPU without a pyramid: ResNet-18 to its second stage, the third for each RoI; 3.3 M parameters."""
-    return _c4(
-        Backbone("resnet18", strides=(8,), norm="group"),
-        StagedRois(RoiAlign(14, strides=(8,), sampling_ratio=2), LastStage("resnet18", norm="group", stage="layer3")),
-        input=InputSpec(resize=ResizeRule(short_px, long_px)),
-        anchors=PyramidAnchors({8: (24, 48, 96, 192, 384)}),
-        width=256,
-        hidden=128,
+    """Mask R-CNN for a CPU without a pyramid: ResNet-18 to its second stage, the third for each RoI; 3.1 M parameters."""
+    return small_c4(
         num_classes=num_classes,
-        has_masks=True,
-        per_image=64,
+        pool=RoiAlign(14, strides=(8,), sampling_ratio=2),
+        mask_head=StagedMaskHead,
+        short_px=short_px,
+        long_px=long_px,
         score_threshold=score_threshold,
         num_proposals=num_proposals,
         max_detections=max_detections,
-        num_training_proposals=500,
-        num_candidates=(2000, 1000),
     )

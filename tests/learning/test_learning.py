@@ -1,6 +1,7 @@
 """Each family learns: a few real images by heart, to nearly what its mask grid can express."""
 
 from functools import partial
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from maskwright.recipes import DataOptions, find_recipe
 from maskwright.structures import MaskProbs, Masks
 from maskwright.systems import SYSTEMS, Task
 from maskwright.systems.mask_rcnn import mask_targets
+from maskwright.systems.mask_rcnn_rivals import mask_rcnn_rivals_small
 from maskwright.training import train
 from tests.conftest import arguments_of, needs_proposals, truth_as_proposals
 
 SMALL = [name for name in SYSTEMS if name.endswith("-small")]
 DETECTORS = [name for name in SMALL if SYSTEMS[name](num_classes=1).task in (Task.INSTANCES, Task.BOXES)]
 
+OPERATORS, MASKS = (get_args(get_type_hints(mask_rcnn_rivals_small)[part]) for part in ("roi", "mask"))
 PEOPLE = [name for name in SMALL if SYSTEMS[name](num_classes=1).task.has_keypoints]
 
 
@@ -31,7 +34,7 @@ def ceiling(dataset, kind: str, grid) -> float:
     return evaluate_detections(dataset, answers, kinds=[kind])[kind].ap
 
 
-SIDES = {"rcnn": 28, "mnc": 21, "fcis": 21}  # of the grid of cells in a box, where masks are drawn in boxes
+SIDES = {"c4": 14, "rcnn": 28, "mnc": 21, "fcis": 21}  # of the grid of cells in a box, where masks are drawn in boxes
 
 
 def boxes_of(instances, side) -> Masks:
@@ -47,7 +50,7 @@ def stride_of_4(instances) -> Masks:
     return MaskProbs(cells, torch.tensor([[0.0, 0, width, height]] * len(instances))).paste(instances.image_size)
 
 
-def learnt(name: str, root, out, console, *, share: float = 1.0) -> tuple[float, float]:
+def learnt(name: str, root, out, console, *, share: float = 1.0, changes: tuple[str, ...] = ()) -> tuple[float, float]:
     """AP of a system that has seen nothing but a few images, on these, after a share of the steps; and what it could reach."""
     side = next((side for family, side in SIDES.items() if family in name), None)
     recipe = find_recipe(name).with_changes(
@@ -63,6 +66,7 @@ def learnt(name: str, root, out, console, *, share: float = 1.0) -> tuple[float,
             "augment.color=0",
             "ema_decay=0.9",
             arguments_of(name, short_px=256, long_px=256, num_proposals=100, num_candidates=100, max_detections=50),
+            *changes,
         ]
     )
     if needs_proposals(name):
@@ -74,7 +78,8 @@ def learnt(name: str, root, out, console, *, share: float = 1.0) -> tuple[float,
     grid = partial(boxes_of, side=side) if side else stride_of_4
     best = 1.0 if needs_proposals(name) else ceiling(dataset, metrics.kind, grid)  # theirs come with the true masks
     num_objects = sum(int((~dataset.instances(i).crowd).sum()) for i in range(len(dataset)))
-    print(f"{name}: {metrics.kind} AP {metrics.ap:.3f}, ceiling {best:.3f}, {len(dataset)} images, {num_objects} objects")
+    what = " ".join([name, *changes])
+    print(f"{what}: {metrics.kind} AP {metrics.ap:.3f}, ceiling {best:.3f}, {len(dataset)} images, {num_objects} objects")
     return metrics.ap, best
 
 
@@ -90,6 +95,14 @@ def test_a_few_images_are_learnt_by_heart(name, large_nuclei, tmp_path, console)
     ap, best = learnt(name, large_nuclei, tmp_path / "run", console)
     # What they reach is in docs/results.md. V3 cuts logarithms, which draws edges inwards; MNC's masks have no convolutions.
     assert ap >= (0.85 if name in ("embedmask-small", "mnc-small") else 0.9) * best
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [f"roi={roi}" for roi in OPERATORS[1:]] + [f"mask={mask}" for mask in MASKS[1:]])
+def test_what_mask_rcnn_was_compared_with_learns_too(part, large_nuclei, tmp_path, console):
+    changes = (f"arguments.{part}",)
+    ap, best = learnt("mask-rcnn-rivals-small", large_nuclei, tmp_path / "run", console, share=0.5, changes=changes)
+    assert ap >= 0.6 * best
 
 
 @pytest.mark.slow

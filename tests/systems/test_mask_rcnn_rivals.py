@@ -135,11 +135,19 @@ def test_the_class_does_not_matter_to_an_agnostic_head():
     assert head.predictor.weight.shape[0] == 1
 
 
-@pytest.mark.parametrize("mask", ["softmax", "agnostic", "mlp"])
-@pytest.mark.parametrize("roi", ["align", "align-max", "align-legacy", "pool", "warp", "warp-mean"])
-def test_every_combination_trains_and_predicts(mask, roi):
+OPERATORS = ["align", "align-max", "align-legacy", "pool", "warp", "warp-mean"]
+COMBINATIONS = [
+    *(("mask-rcnn-rivals-small", mask, roi) for mask, roi in zip(["sigmoid"] * 6, OPERATORS, strict=True)),
+    *(("mask-rcnn-rivals-small", mask, "warp") for mask in ("softmax", "agnostic", "mlp", "mlp-3")),
+    *(("mask-rcnn-rivals-c4-small", "sigmoid", roi) for roi in OPERATORS),
+    *(("mask-rcnn-rivals-c4-small", mask, "pool") for mask in ("softmax", "agnostic")),
+]
+
+
+@pytest.mark.parametrize(("name", "mask", "roi"), COMBINATIONS)
+def test_every_part_trains_and_predicts(name, mask, roi):
     torch.manual_seed(0)
-    system = SYSTEMS["mask-rcnn-rivals-small"](num_classes=3, mask=mask, roi=roi, score_threshold=0.0, max_detections=5)
+    system = SYSTEMS[name](num_classes=3, mask=mask, roi=roi, score_threshold=0.0, max_detections=5)
     batch, targets = batch_of(system, [(64, 96)]), [objects((64, 96), 3)]
     total(system.loss(batch, targets)).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for n, p in system.named_parameters() if "mask" in n)
@@ -150,3 +158,29 @@ def test_every_combination_trains_and_predicts(mask, roi):
     with torch.inference_mode():
         (found,) = system.predict(batch)
     assert len(found.masks) == len(found) == 5
+
+
+@pytest.mark.parametrize("name", ["mask-rcnn-rivals-c5-small", "keypoint-rcnn-rivals-small"])
+@pytest.mark.parametrize("roi", OPERATORS)
+def test_roi_operators_of_other_heads_are_those_asked_for(name, roi):
+    with torch.device("meta"):
+        system = SYSTEMS[name](num_classes=1, roi=roi)
+    names = {"align": "RoiAlign", "align-max": "RoiAlignMax", "align-legacy": "RoiAlign"}
+    pools = [system.box_head.pool, *(head.pool for head in system.instance_heads.values())]
+    assert {type(pool).__name__ for pool in pools} == {names.get(roi, "ByLevel")}
+    assert {pool.strides for pool in pools} == {(16,) if "c5" in name else (4, 8, 16)}
+
+
+def test_an_mlp_has_about_as_many_parameters_as_the_convolutions():
+    parameters = {}
+    for mask in ("sigmoid", "mlp", "mlp-3"):
+        with torch.device("meta"):
+            head = SYSTEMS["mask-rcnn-rivals-small"](num_classes=1, mask=mask).instance_heads["mask"]
+        parameters[mask] = sum(p.numel() for p in head.parameters())
+    assert parameters["mlp"] == pytest.approx(parameters["sigmoid"], rel=0.02)
+    assert parameters["mlp-3"] == parameters["mlp"] + 25 * 25 + 25
+
+
+def test_a_softmax_fits_a_head_of_another_width():
+    head = SoftmaxMaskHead(8, num_classes=3, pool=POOL, hidden=16)
+    assert head(features(), rois(4), torch.zeros(4, dtype=torch.int64)).shape == (4, 28, 28)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import roi_align
 
@@ -165,17 +166,24 @@ def test_people_bring_their_keypoints(theirs, tmp_path):
     state["roi_heads.box_predictor.cls_score.bias"] = state["roi_heads.box_predictor.cls_score.bias"][-2:]
     state["roi_heads.box_predictor.bbox_pred.weight"] = state["roi_heads.box_predictor.bbox_pred.weight"][:4]
     state["roi_heads.box_predictor.bbox_pred.bias"] = state["roi_heads.box_predictor.bbox_pred.bias"][:4]
-    for number in range(1, 9):
-        state[f"roi_heads.keypoint_head.conv_fcn{number}.weight"] = torch.zeros(512, 256 if number == 1 else 512, 3, 3)
-        state[f"roi_heads.keypoint_head.conv_fcn{number}.bias"] = torch.full((512,), float(number))
-    state["roi_heads.keypoint_head.score_lowres.weight"] = torch.zeros(512, 17, 4, 4)
-    state["roi_heads.keypoint_head.score_lowres.bias"] = torch.zeros(17)
+    convolutions, last = KeypointRCNNHeads(256, (512,) * 8), KeypointRCNNPredictor(512, 17)
+    randomize(convolutions)
+    randomize(last)
+    for number in range(8):
+        for kind in ("weight", "bias"):
+            state[f"roi_heads.keypoint_head.conv_fcn{number + 1}.{kind}"] = getattr(convolutions[2 * number], kind).detach()
+    for kind in ("weight", "bias"):
+        state[f"roi_heads.keypoint_head.score_lowres.{kind}"] = getattr(last.kps_score_lowres, kind).detach()
     assert len(state) == 313
     card = import_weights(write(tmp_path / "zoo.pkl", state), system="keypoint-rcnn-r50-fpn", out=tmp_path / "run")
     assert card.categories.names == ("person",)
     assert card.categories.keypoints.names[0] == "nose"
-    convs = open_model(tmp_path / "run")[0].instance_heads["keypoint"].convs
-    assert [conv.bias[0].item() for conv in convs] == [1, 2, 3, 4, 5, 6, 7, 8]
+    system, _ = open_model(tmp_path / "run")
+    head, rois = system.instance_heads["keypoint"], Rois(torch.tensor([[4.0, 8, 90, 100]]), torch.zeros(1, dtype=torch.int64))
+    maps = {s: torch.randn(1, 256, 128 // s, 128 // s, generator=torch.Generator().manual_seed(s)) for s in (4, 8, 16, 32)}
+    with torch.no_grad():
+        expected = last(convolutions(head.pool(maps, rois)))
+        assert torch.allclose(head(maps, rois), expected, atol=1e-4 * expected.abs().max())
     with pytest.raises(ValueError, match="import it with --system keypoint-rcnn-r50-fpn"):
         import_weights(tmp_path / "zoo.pkl", system="faster-rcnn-r50-fpn", out=tmp_path / "other")
 
