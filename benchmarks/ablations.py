@@ -46,7 +46,7 @@ BUDGETS = {
         "from scratch, windows of 192 px",
     ),
     "facade": (
-        4,
+        3,
         [
             "batch_size=2",
             "optimizer.lr=0.001",

@@ -8,9 +8,9 @@ result = model.predict("cells.png")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskwright.api import compare, evaluate, import_weights, load, predict, report, score, train
+    from maskwright.api import compare, evaluate, import_weights, load, predict, report, resume, score, train
 
-__all__ = ["compare", "evaluate", "import_weights", "load", "predict", "report", "score", "train"]
+__all__ = ["compare", "evaluate", "import_weights", "load", "predict", "report", "resume", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,14 +33,15 @@ from maskwright.evaluation.overlaps import Kind
 from maskwright.evaluation.proposals import ProposalMetrics, evaluate_proposals
 from maskwright.evaluation.region_ap import RegionMetrics, evaluate_regions
 from maskwright.inference import Model, load
+from maskwright.inference.predictor import load_with
 from maskwright.inference.scoring import detections
 from maskwright.inference.writer import predict_files as predict
-from maskwright.recipes import DataOptions, Recipe, find_recipe
-from maskwright.recipes.recipe import read_recipe
+from maskwright.recipes import Recipe, find_recipe
+from maskwright.recipes.recipe import data_options, read_recipe
 from maskwright.runs.importing import import_weights
 from maskwright.systems import SYSTEMS, Task
 from maskwright.training import train as train_recipe
-from maskwright.training.loop import RECIPE, check_folder
+from maskwright.training.loop import RECIPE, SPLIT, check_folder
 from maskwright.training.sources import open_data
 
 __all__ = ["Evaluation", "compare", "evaluate", "import_weights", "load", "predict", "report", "score", "train"]
@@ -87,7 +88,7 @@ def train(
     if epochs is not None:
         recipe = recipe.with_changes([f"epochs={epochs}"])
     recipe = recipe.with_changes(changes)
-    options = DataOptions(
+    options = data_options(
         path=str(data),
         images=None if images is None else str(images),
         val_fraction=val_fraction,
@@ -165,7 +166,7 @@ def evaluate(
     Raises:
         ValueError: data that cannot be read, or whose classes the model does not know.
     """
-    model = run if isinstance(run, Model) else load(run, device=device, **(arguments or {}))
+    model = run if isinstance(run, Model) else load_with(run, arguments or {}, device=device)
     dataset = open_split(
         Path(data),
         split,
@@ -174,11 +175,27 @@ def evaluate(
         keypoints=model.system.task.has_keypoints,
     )
     where = None if isinstance(run, Model) else Path(run)
+    if where is not None and console is not None:
+        _say_learnt(where, Path(data), dataset, console)
     scoring = _Scoring(dataset, split, max_detections, class_agnostic, None if report is None else Path(report), console)
     options = {"--images": images, "--split": split if split != "val" else None, "--max-detections": max_detections}
     words = ["evaluate", str(where or "RUN"), "--data", str(data), *(["--class-agnostic"] if class_agnostic else [])]
     words += [word for name, value in (arguments or {}).items() for word in ("--set", f"{name}={value}")]
     return scoring.of_model(model, where, _command(words, options))
+
+
+def _say_learnt(run: Path, data: Path, dataset: CocoDataset, console: Console) -> None:
+    """Say how many of the images a run was trained on, where it divided this very file itself."""
+    if not ((run / RECIPE).is_file() and (run / SPLIT).is_file()):
+        return
+    options = read_recipe(run / RECIPE).data
+    if options is None or options.val_fraction is None or Path(options.path).resolve() != data.resolve():
+        return
+    learnt = set(read_json(run / SPLIT)["train"]) & set(dataset.image_ids.tolist())
+    console.print(
+        f"{len(learnt)} of these {len(dataset)} images were learnt from: 'maskwright report {run}' scores the others alone",
+        highlight=False,
+    )
 
 
 def score(
@@ -241,7 +258,8 @@ def report(
         raise ValueError(f"{folder / RECIPE}: names no data: use 'maskwright evaluate {folder} --data DIR'")
     if data is None and not Path(options.path).exists():
         raise ValueError(f"{options.path}: the data of {folder} is not there any more: say where it is with --data DIR")
-    options = options.model_copy(update={"path": options.path if data is None else str(data)})
+    if data is not None:
+        options = options.model_copy(update={"path": str(data), "images": None})  # images are where the file says, or beside it
     recipe = recipe.model_copy(update={"data": options})
     dataset = open_data(recipe)[1]
     scoring = _Scoring(dataset, "val", None, False, folder / REPORT, console)

@@ -17,7 +17,6 @@ app = typer.Typer(
 )
 console = Console(markup=False)
 
-DataOption = Annotated[Path, typer.Option(help="Folder with train and val splits, or one COCO annotation file.")]
 ImagesOption = Annotated[Path | None, typer.Option(help="Image folder of a single annotation file.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 SkipOption = Annotated[bool, typer.Option("--skip-invalid", help="Leave bad annotations out instead of stopping.")]
@@ -117,7 +116,7 @@ def compare(
     classes: Annotated[str | None, typer.Option(help="Names of the classes to use, separated by commas.")] = None,
     max_detections: Annotated[str | None, typer.Option(help="Limits on the detections of an image, like 1,10,300.")] = None,
     by: Annotated[
-        str | None, typer.Option(help="Rank all by boxes, masks or keypoints; by default by what each answers.")
+        Literal["boxes", "masks", "keypoints"] | None, typer.Option(help="What all are ranked by, not each by what it answers.")
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A recipe field of all that is trained, like epochs=12.")
@@ -128,9 +127,9 @@ def compare(
     from maskwright.comparison import compare
     from maskwright.evaluation.comparison import in_words
     from maskwright.overview import comparison_tables
-    from maskwright.recipes import DataOptions
+    from maskwright.recipes.recipe import data_options
 
-    options = DataOptions(
+    options = data_options(
         path=str(data),
         images=None if images is None else str(images),
         val_fraction=val_fraction,
@@ -198,8 +197,11 @@ def evaluate(
 
     if data is None or (run is None) == (predictions is None):
         raise ValueError("maskwright evaluate needs --data, and either RUN or --predictions results.json")
-    if out is not None and out.exists() and not out.is_file():
-        raise ValueError(f"{out}: is not a file: choose another --out")
+    for name, file in (("--out", out), ("--report", report)):
+        if file is not None and file.exists() and not file.is_file():
+            raise ValueError(f"{file}: is not a file: choose another {name}")
+    if predictions is not None and (set_ or device != "auto"):
+        raise ValueError("--predictions has no model: leave --set and --device away")
     common: dict[str, Any] = {
         "data": data,
         "split": split,
@@ -207,7 +209,7 @@ def evaluate(
         "max_detections": None if max_detections is None else _limits(max_detections),
         "class_agnostic": class_agnostic,
         "skip_invalid": skip_invalid,
-        "report": report or _page_of(cast(Path, run or predictions), data),
+        "report": report or _page_of(cast(Path, run or predictions), data, split),
         "console": console,
     }
     if predictions is not None:
@@ -281,9 +283,10 @@ def import_(
     console.print(f"imported into {out}: try 'maskwright predict {out} IMAGES --out pred/'", highlight=False, soft_wrap=True)
 
 
-def _page_of(what: Path, data: Path) -> Path:
+def _page_of(what: Path, data: Path, split: str) -> Path:
     """Where a page about a run folder, a weights file or a results file goes; that of the training stays as it is."""
-    return what / f"report-{data.resolve().stem}.html" if what.is_dir() else what.with_name(f"{what.stem}.report.html")
+    name = data.resolve().stem + ("-train" if split == "train" else "")
+    return what / f"report-{name}.html" if what.is_dir() else what.with_name(f"{what.stem}.report.html")
 
 
 def _limits(text: str) -> list[int]:
@@ -306,6 +309,3 @@ def main() -> None:
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)

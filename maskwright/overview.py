@@ -3,9 +3,10 @@
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import cast, get_args, get_type_hints
+from typing import cast, get_args, get_origin, get_type_hints
 
 import torch
+import yaml
 from rich.table import Column, Table
 from torch import nn
 
@@ -47,8 +48,7 @@ def system_tables(name: str) -> Iterator[Table | str]:
     hints = get_type_hints(find_builder(name))
     for argument, default in all_arguments(name, {}).items():
         hint = hints.get(argument)
-        values = " | ".join(map(_value, get_args(hint))) or getattr(hint, "__name__", "")
-        arguments.add_row(argument, str(default), values)
+        arguments.add_row(argument, yaml.safe_dump(_plain(default), default_flow_style=True).split("\n")[0], _values(hint))
     yield arguments
 
 
@@ -69,10 +69,18 @@ def recipe_text(name: str) -> str:
     return f"{_first_line(build)}\n\n{inspect.getdoc(inspect.getmodule(build))}\n\n{recipe.to_yaml()}"
 
 
-def _value(hint: object) -> str:
-    """A type or a word an argument may have, as people write it."""
-    words = {type(None): "None", ...: "..."}
-    return words.get(hint) or (hint.__name__ if isinstance(hint, type) else str(hint))
+def _plain(value: object) -> object:
+    """Tuples as YAML has them."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _values(hint: object) -> str:
+    """Types and words an argument may have, as --set takes them."""
+    if get_origin(hint) is tuple:
+        return f"[{', '.join('...' if part is ... else _values(part) for part in get_args(hint))}]"
+    if parts := get_args(hint):
+        return " | ".join(map(_values, parts))
+    return "null" if hint is type(None) else hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _first_line(builder: Callable[..., object]) -> str:

@@ -30,6 +30,7 @@ from maskwright.evaluation.report import write_report
 from maskwright.evaluation.statistics import RESAMPLES, image_weights
 from maskwright.evaluation.study import Study, study
 from maskwright.inference import Model, load
+from maskwright.inference.predictor import load_with
 from maskwright.inference.scoring import detections, has_keypoints, has_masks, match_categories
 from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.recipes.recipe import parse_assignments
@@ -38,7 +39,9 @@ from maskwright.runs.device import machine_line
 from maskwright.runs.progress import shown
 from maskwright.structures import Intensity
 from maskwright.systems import Task, find_builder
-from maskwright.training.loop import METRICS, RECIPE
+from maskwright.training.loop import METRICS, RECIPE, check_start, new_system
+from maskwright.training.optimization import set_trainable
+from maskwright.training.proposals import check_proposals
 from maskwright.training.sources import open_data, split_of
 
 RESULTS, REPORT = "results.json", "report.html"
@@ -109,6 +112,7 @@ def compare(
     budget = Budget(epochs, minutes)
     plan = recipes(parsed, options, changes, budget, out, device)
     folders = {e.name: [out / "runs" / f"{e.slug}-{seed}" for seed in range(seeds)] for e in parsed if e.system}
+    _check_plan(plan, dataset)
     _train(plan, folders, device, console)
     for entry in parsed:
         if entry.system:
@@ -364,6 +368,8 @@ def _points(path: Path, task: Task) -> Iterable[dict[str, float]]:
             line = json.loads(text)
         except json.JSONDecodeError:  # cut off when a run was killed
             continue
+        if not isinstance(line, dict) or not {"stage", "step", "time_s", "train_loss", "val_loss"} <= line.keys():
+            continue
         if line["stage"] != stage:
             before, stage = before + last, line["stage"]
         last = line["step"]
@@ -400,7 +406,7 @@ def _from_runs(
         file = out / "detections" / f"{entry.slug}-{number}.json"
 
         def answer() -> list[dict[str, Any]]:
-            opened = load(path, device=device, system=entry.system, **arguments)
+            opened = load_with(path, arguments, device=device, system=entry.system)
             agnostic = opened.system.task == Task.PROPOSALS
             return detections(opened, dataset, limit=limit, console=console, class_agnostic=agnostic)
 
@@ -445,7 +451,7 @@ def _open_data(options: DataOptions, entries: Sequence[Entry]) -> CocoDataset:
 
 def _opened(entry: Entry, device: str) -> Model:
     """The model of a run, after a look at all its seeds."""
-    opened = [load(path, device=device, **parse_assignments(entry.changes)) for path in entry.runs]
+    opened = [load_with(path, parse_assignments(entry.changes), device=device) for path in entry.runs]
     for path, model in zip(entry.runs, opened, strict=True):
         if model.card.system != opened[0].card.system:
             raise ValueError(f"{path}: is not of {opened[0].card.system} as {entry.runs[0]} is: make them two entries")
@@ -458,6 +464,19 @@ def _check_model(name: str, model: Model, dataset: CocoDataset, by: str | None, 
         match_categories(model.categories, dataset.categories, str(dataset.path), console)
     answered = _ranked_by(by, name, from_model(model, dataset, []))
     say_unscored(model, answered, dataset, console)
+
+
+def _check_plan(plan: Mapping[str, Recipe], dataset: CocoDataset) -> None:
+    """Build what is to be trained, all of it before the first."""
+    for name, recipe in plan.items():
+        try:
+            system, _ = new_system(recipe, dataset, Console(quiet=True))
+            check_start(system, recipe)
+            check_proposals(recipe, system)
+            for stage in recipe.stages:
+                set_trainable(system, stage)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
 
 def _train(

@@ -49,7 +49,10 @@ def parse_entry(text: str) -> Entry:
         ValueError: neither a system nor a file, or a mixture of them.
     """
     name, colon, rest = text.partition(": ")
-    words = shlex.split(rest if colon else text)
+    try:
+        words = shlex.split(rest if colon else text)
+    except ValueError as error:
+        raise ValueError(f"got the entry {text!r}: {str(error).lower()}: quote it as for a shell") from None
     changes = tuple(word for word in words if "=" in word and not Path(word).exists())
     what = [word for word in words if word not in changes]
     if not what:

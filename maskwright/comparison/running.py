@@ -61,7 +61,7 @@ def kept(path: Path, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
     """
     if path.is_file():
         known = read_json(path)
-        if known["key"] == key:
+        if isinstance(known, dict) and known.get("key") == key and "answer" in known:
             return known["answer"]
     answer = make()
     write_json(path, {"key": key, "answer": answer})

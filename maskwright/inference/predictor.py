@@ -1,6 +1,6 @@
 """A trained model, ready for images."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, overload
@@ -45,6 +45,19 @@ def load(
     Raises:
         ValueError: nothing there, not a model of maskwright, or an argument the system does not have.
     """
+    return load_with(path, arguments, device=device, precision=precision, system=system, proposals=proposals)
+
+
+def load_with(
+    path: str | Path,
+    arguments: Mapping[str, Any],
+    *,
+    device: str,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    system: str | None = None,
+    proposals: str | Path | None = None,
+) -> "Model":
+    """The same, for arguments by whatever name."""
     proposer = None if proposals is None else Path(proposals)
     network, card = open_model(Path(path), arguments, outside=system, proposer=proposer)
     return Model(network, card, device=device, precision=precision)
@@ -85,9 +98,11 @@ class Model:
     @overload
     def predict(self, source: Source, *, threshold: float = ..., max_detections: int | None = ...) -> Result: ...
     @overload
-    def predict(self, source: list[Source], *, threshold: float = ..., max_detections: int | None = ...) -> list[Result]: ...
     def predict(
-        self, source: Source | list[Source], *, threshold: float = 0.5, max_detections: int | None = None
+        self, source: list[Source] | tuple[Source, ...], *, threshold: float = ..., max_detections: int | None = ...
+    ) -> list[Result]: ...
+    def predict(
+        self, source: Source | list[Source] | tuple[Source, ...], *, threshold: float = 0.5, max_detections: int | None = None
     ) -> Result | list[Result]:
         """Find objects in an image, or in each of a list.
 
@@ -99,7 +114,7 @@ class Model:
         Raises:
             ValueError: an image that cannot be read, by name.
         """
-        if isinstance(source, list):
+        if isinstance(source, (list, tuple)):
             return list(self.stream(source, threshold=threshold, max_detections=max_detections))
         return next(self.stream([source], threshold=threshold, max_detections=max_detections))
 

@@ -52,7 +52,7 @@ def match_categories(model: Categories, data: Categories, where: str, console: C
         if unscored:
             console.print(f"not scored, as {where} has no such class: {', '.join(unscored)}", highlight=False)
         if unknown:
-            console.print(f"unknown to the model: {', '.join(unknown)}", highlight=False)
+            console.print(f"unknown to the model, so that their AP is 0: {', '.join(unknown)}", highlight=False)
         return replace(model, ids=tuple(ids.get(name, -1) for name in model.names))
     nameless = all(name.isdigit() for name in data.names) or all(name.isdigit() for name in model.names)
     if nameless and set(model.ids) == set(data.ids):

@@ -13,7 +13,7 @@ from maskwright.data.cityscapes import CLASSES
 from maskwright.data.coco import Categories
 from maskwright.data.files import atomic_write, write_json, write_text
 from maskwright.data.images import ImageError, list_images
-from maskwright.inference.predictor import Model, load
+from maskwright.inference.predictor import Model, load_with
 from maskwright.inference.results import CocoFile, Result
 from maskwright.runs.progress import shown
 
@@ -32,7 +32,7 @@ class Predictions:
 
 def predict_files(
     run: str | Path | Model,
-    sources: Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path],
     *,
     out: str | Path,
     formats: Sequence[str] = ("coco", "png"),
@@ -51,7 +51,7 @@ def predict_files(
 
     Args:
         run: a run folder, a weights file, or a model already loaded.
-        sources: images, and folders searched with their sub-folders.
+        sources: an image or a folder searched with its sub-folders, or several of them.
         out: the folder to write into.
         formats: of "cityscapes", "coco", "geojson", "png".
         threshold: objects with lower scores are left out.
@@ -63,10 +63,11 @@ def predict_files(
     """
     out = Path(out)
     _check(formats, out)
-    files = _find(sources, out)
+    files = _find([sources] if isinstance(sources, (str, Path)) else sources, out)
     names = _unique_names([name for _, name in files])
-    _protect_inputs([path for path, _ in files], out, names)
-    model = run if isinstance(run, Model) else load(run, device=device, **(arguments or {}))
+    if "png" in formats:
+        _protect_inputs([path for path, _ in files], out, names)
+    model = run if isinstance(run, Model) else load_with(run, arguments or {}, device=device)
     if "cityscapes" in formats:
         check_cityscapes(model.categories, has_masks=model.system.task.has_masks)
     coco = CocoFile(model.categories)

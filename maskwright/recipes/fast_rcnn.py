@@ -1,7 +1,8 @@
 """Runs of detectors on proposals. Every one needs `proposals`: the run of a proposal system, or a folder of results files.
 
 Paper sizes: Fast R-CNN as on VOC 2007, 40,000 steps of 2 images (16 epochs of its 5,011); MultiPathNet as on COCO, 320,000
-steps of 4 images (11 epochs), the backbone frozen; both from ImageNet weights of the backbone.
+steps of 4 images (11 epochs), the backbone frozen; both from ImageNet weights of the backbone. The folder of VOC itself is read
+for its masks (VOC 2012); the boxes of VOC 2007 have to be made a COCO file first, and are scored as COCO's.
 
     maskwright train fast-rcnn-vgg16 --data voc --set proposals=runs/sharpmask --set backbone_weights=timm --out runs/fast
 

@@ -197,18 +197,41 @@ def parse_recipe(data: Any) -> Recipe:
         raise ValueError(f"the recipe does not fit:{complaints(error)}") from None
 
 
+def data_options(**fields: Any) -> DataOptions:
+    """Where the images are, of what was asked for.
+
+    Raises:
+        ValueError: a value that does not fit, by name.
+    """
+    try:
+        return DataOptions(**fields)
+    except ValidationError as error:
+        raise ValueError(f"this does not fit the data:{complaints(error)}") from None
+
+
 def complaints(error: ValidationError) -> str:
     """What does not fit, each on a line of its own."""
-    lines = (f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+    errors = error.errors()
+    errors = [e for e in errors if e["type"] != "too_short"] or errors  # a list lacks what did not fit
+    lines = (f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']} (got {_short(e['input'])})" for e in errors)
     return "".join(f"\n  {line}" for line in lines)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def read_recipe(path: Path) -> Recipe:
     """A saved recipe.yaml."""
     try:
-        return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: not a recipe: {error}") from None
+    try:
+        return parse_recipe(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:

@@ -45,7 +45,13 @@ def choose_device(device: str = "auto") -> str:
 
 
 def choose_precision(precision: Literal["auto", "float32", "bfloat16"], device: str) -> Precision:
-    """bfloat16 where the device has units for it, unless told otherwise."""
+    """bfloat16 where the device has units for it, unless told otherwise.
+
+    Raises:
+        ValueError: no such precision.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"got precision {precision!r}, expected auto, float32 or bfloat16")
     if precision != "auto":
         return Precision(device, precision)
     kind = torch.device(device).type

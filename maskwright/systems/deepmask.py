@@ -31,7 +31,7 @@ from maskwright.layers.dropout import keyed_dropout
 from maskwright.layers.precision import Float32Conv2d
 from maskwright.structures import ImageBatch, InputSpec, Instances, Masks, MaskTiles, PatchBatch, PatchGeometry, ResizeRule
 from maskwright.structures import boxes as box_functions
-from maskwright.systems.system import Loss, Task, masks_of
+from maskwright.systems.system import Count, Loss, Share, Task, masks_of
 
 Features = dict[int, Tensor]
 """{stride: (B, C, H / stride, W / stride)}"""
@@ -84,7 +84,7 @@ class DeepMask(nn.Module):
         max_side_px: int | None,
         max_detections: int,
         mask_threshold: float = 0.2,  # DeepMask, sec. 5.1, for COCO
-        score_threshold: float = 0.0,
+        score_threshold: Share = 0.0,
         nms_iou: float | None = None,
     ) -> None:
         super().__init__()
@@ -418,11 +418,11 @@ def deepmask_r50(
     halvings: Literal[3, 4] = 4,
     reduced: int | None = 128,
     head: Literal["a", "b", "c"] = "c",
-    norm: Norm = "frozen",
+    norm: Literal["frozen", "group"] = "frozen",
     octaves: tuple[float, ...] = OCTAVES,
     long_px: int | None = None,
-    max_detections: int = 1000,
-    score_threshold: float = 0.0,
+    max_detections: Count = 1000,
+    score_threshold: Share = 0.0,
     nms_iou: float | None = None,
 ) -> DeepMask:
     """DeepMask on ResNet-50, W160-P4-D39-F128 with head C: 17,333,121 parameters, whatever the classes."""
@@ -437,8 +437,8 @@ def deepmask_vgg(
     num_classes: int,
     octaves: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0),  # DeepMask, sec. 5.1, for a window of 224 px
     long_px: int | None = None,
-    max_detections: int = 1000,
-    score_threshold: float = 0.0,
+    max_detections: Count = 1000,
+    score_threshold: Share = 0.0,
     nms_iou: float | None = None,
 ) -> DeepMask:
     """DeepMask on VGG-A as first published: 75,844,545 parameters, whatever the classes."""
@@ -483,8 +483,8 @@ def deepmask_small(
     short_px: int | None = None,
     long_px: int | None = 1024,
     max_side_px: int | None = 2048,
-    max_detections: int = 1000,
-    score_threshold: float = 0.0,
+    max_detections: Count = 1000,
+    score_threshold: Share = 0.0,
     nms_iou: float | None = None,
 ) -> DeepMask:
     """DeepMask for a CPU and for tests: 3.7 M parameters."""

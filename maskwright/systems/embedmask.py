@@ -54,7 +54,7 @@ from maskwright.systems.fcos import (
     small_features,
     small_head,
 )
-from maskwright.systems.system import Loss, Task, masks_of
+from maskwright.systems.system import Count, Loss, Share, Task, masks_of
 
 LN2 = math.log(2)
 ROWS_AT_A_TIME = 64  # whose masks are compared with the truth in one go
@@ -593,11 +593,11 @@ def _embedmask(network: str, *, summary: str) -> Callable[..., EmbedMask]:
         cut: Cutting = "log",
         norm: Literal["frozen", "group"] = "frozen",
         weights_origin: Origin = "timm",
-        max_detections: int = 100,
-        num_candidates: int = 1000,
-        score_threshold: float = 0.05,
-        short_px: int = 800,
-        long_px: int = 1333,
+        max_detections: Count = 100,
+        num_candidates: Count = 1000,
+        score_threshold: Share = 0.05,
+        short_px: Count = 800,
+        long_px: Count = 1333,
     ) -> EmbedMask:
         ranking = Ranking(class_floor=score_threshold, power=1.0)
         return EmbedMask(
@@ -626,11 +626,11 @@ def embedmask_small(
     margin: Literal["learned", "fixed"] = "learned",
     embeddings: Literal["separate", "shared"] = "separate",
     cut: Cutting = "log",
-    max_detections: int = 300,
-    num_candidates: int = 1000,
-    score_threshold: float = 0.05,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 300,
+    num_candidates: Count = 1000,
+    score_threshold: Share = 0.05,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> EmbedMask:
     """EmbedMask (V3) for a CPU and for tests, trained from scratch: 4.9 M parameters; `score_threshold` is on classes."""
     return EmbedMask(

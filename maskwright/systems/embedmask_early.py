@@ -38,7 +38,7 @@ from maskwright.systems.embedmask import (
     overlaps,
 )
 from maskwright.systems.fcos import SMALL_BOUNDS, Answers, Ranking, paper_features, paper_head, small_features, small_head
-from maskwright.systems.system import Loss
+from maskwright.systems.system import Count, Loss, Share
 
 
 class BoxMargin(nn.Module):
@@ -150,11 +150,11 @@ def _arxiv(network: str, *, summary: str) -> Callable[..., EmbedMask]:
         smooth: Literal["mean", "sum"] = "mean",
         norm: Literal["frozen", "group"] = "frozen",
         weights_origin: Origin = "timm",
-        max_detections: int = 100,
-        num_candidates: int = 1000,
-        score_threshold: float = 0.05,
-        short_px: int = 800,
-        long_px: int = 1333,
+        max_detections: Count = 100,
+        num_candidates: Count = 1000,
+        score_threshold: Share = 0.05,
+        short_px: Count = 800,
+        long_px: Count = 1333,
     ) -> EmbedMask:
         ranking = Ranking(class_floor=score_threshold, power=1.0)
         return EmbedMask(
@@ -185,11 +185,11 @@ def _scalar(network: str, *, summary: str) -> Callable[..., EmbedMask]:
         num_classes: int,
         norm: Literal["frozen", "group"] = "frozen",
         weights_origin: Origin = "timm",
-        max_detections: int = 100,
-        num_candidates: int = 1000,
-        score_threshold: float = 0.05,
-        short_px: int = 800,
-        long_px: int = 1333,
+        max_detections: Count = 100,
+        num_candidates: Count = 1000,
+        score_threshold: Share = 0.05,
+        short_px: Count = 800,
+        long_px: Count = 1333,
     ) -> EmbedMask:
         ranking = Ranking(class_floor=score_threshold, power=1.0)
         return EmbedMask(
@@ -219,11 +219,11 @@ embedmask_r101_scalar = _scalar(
 def embedmask_arxiv_small(
     *,
     num_classes: int,
-    max_detections: int = 300,
-    num_candidates: int = 1000,
-    score_threshold: float = 0.05,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 300,
+    num_candidates: Count = 1000,
+    score_threshold: Share = 0.05,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> EmbedMask:
     """EmbedMask of the arXiv paper (V1) for a CPU and for tests, trained from scratch: 4.9 M parameters."""
     return EmbedMask(

@@ -59,7 +59,7 @@ from maskwright.systems.fcos import (
     small_features,
     small_head,
 )
-from maskwright.systems.system import Loss, masks_of
+from maskwright.systems.system import Count, Loss, Share, masks_of
 
 FIRST_PX = 2.5  # where cell 0 begins: twofold, then fourfold aligned upsampling put cell j on pixel 8 j + 6, centre 8 j + 6.5
 
@@ -216,11 +216,11 @@ def _fused(network: str, *, summary: str) -> Callable[..., EmbedMask]:
         norm: Literal["frozen", "group"] = "frozen",
         branch_norm: BranchNorm = "group",
         weights_origin: Origin = "timm",
-        max_detections: int = 100,
-        num_candidates: int = 1000,
-        score_threshold: float = 0.05,
-        short_px: int = 800,
-        long_px: int = 1333,
+        max_detections: Count = 100,
+        num_candidates: Count = 1000,
+        score_threshold: Share = 0.05,
+        short_px: Count = 800,
+        long_px: Count = 1333,
     ) -> EmbedMask:
         margin = EmbeddingMargin(nn.Conv2d(256, 128, 1), 128, dim=16, strides=STRIDES)
         return EmbedMask(
@@ -250,11 +250,11 @@ embedmask_r101_fused = _fused(
 def embedmask_fused_small(
     *,
     num_classes: int,
-    max_detections: int = 300,
-    num_candidates: int = 1000,
-    score_threshold: float = 0.05,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 300,
+    num_candidates: Count = 1000,
+    score_threshold: Share = 0.05,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> EmbedMask:
     """EmbedMask on AdelaiDet (V4) for a CPU and for tests, trained from scratch: 5.0 M parameters."""
     margin = EmbeddingMargin(nn.Conv2d(128, 64, 1), 64, dim=16, strides=SMALL_STRIDES)

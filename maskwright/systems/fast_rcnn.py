@@ -14,13 +14,13 @@ Legend: R proposals of the batch · K classes, with the background as the last o
 
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.layers.backbones import VGG_HIDDEN, Backbone, ImageNetPart
+from maskwright.layers.backbones import VGG_HIDDEN, Backbone, ImageNetPart, Norm
 from maskwright.layers.dropout import keyed_dropout
 from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.roi import RoiAlign, RoiPool, Rois
@@ -28,7 +28,7 @@ from maskwright.structures import ImageBatch, InputSpec, Instances, ResizeRule
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.mask_rcnn import BoxHead, BoxSelection, RoiSampler, SampledRois, box_losses
 from maskwright.systems.rpn import Features
-from maskwright.systems.system import Loss, Task
+from maskwright.systems.system import Count, Loss, Share, Task
 
 
 class FastRCNN(nn.Module):
@@ -174,9 +174,9 @@ def fast_rcnn_vgg16(
     *,
     num_classes: int,
     has_masks: bool = True,
-    max_detections: int = 100,
-    num_proposals: int = 500,
-    score_threshold: float = 0.05,
+    max_detections: Count = 100,
+    num_proposals: Count = 500,
+    score_threshold: Share = 0.05,
 ) -> FastRCNN:
     """Fast R-CNN on VGG-16: 135.9 M parameters at 80 classes."""
     return FastRCNN(
@@ -200,7 +200,7 @@ def fast_rcnn_vgg16(
     )
 
 
-def _pyramid(name: str, *, strides: tuple[int, ...], channels: int, norm: Any) -> nn.Sequential:
+def _pyramid(name: str, *, strides: tuple[int, ...], channels: int, norm: Norm) -> nn.Sequential:
     body = Backbone(name, strides=strides, norm=norm)
     return nn.Sequential(body, FeaturePyramid(body.channels, channels=channels, coarser=SubsampledLevels(0)))
 
@@ -208,11 +208,11 @@ def _pyramid(name: str, *, strides: tuple[int, ...], channels: int, norm: Any) -
 def fast_rcnn_r50_fpn(
     *,
     num_classes: int,
-    norm: Any = "frozen",
+    norm: Literal["frozen", "group"] = "frozen",
     has_masks: bool = True,
-    max_detections: int = 100,
-    num_proposals: int = 1000,
-    score_threshold: float = 0.05,
+    max_detections: Count = 100,
+    num_proposals: Count = 1000,
+    score_threshold: Share = 0.05,
 ) -> FastRCNN:
     """Fast R-CNN on ResNet-50 and FPN: 41.1 M parameters at 80 classes (FPN, sec. 4.2)."""
     strides = (4, 8, 16, 32)
@@ -233,11 +233,11 @@ def fast_rcnn_small(
     *,
     num_classes: int,
     has_masks: bool = True,
-    max_detections: int = 300,
-    num_proposals: int = 500,
-    score_threshold: float = 0.05,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 300,
+    num_proposals: Count = 500,
+    score_threshold: Share = 0.05,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> FastRCNN:
     """Fast R-CNN for a CPU and for tests: 4.2 M parameters, Faster R-CNN's small size without its proposals."""
     strides = (4, 8, 16)

@@ -35,7 +35,7 @@ from maskwright.structures import boxes as box_functions
 from maskwright.systems.mask_voting import MaskVoting
 from maskwright.systems.mnc import PIXELS_600, CascadeRPN, mask_targets
 from maskwright.systems.rpn import MATCH_RPN, Features
-from maskwright.systems.system import Loss, Task, masks_of
+from maskwright.systems.system import Count, Loss, Share, Task, masks_of
 
 PARTS, SIDE = 7, 21
 CODER = BoxCoder(weights=(5.0, 5.0, 2.0, 2.0))  # the code: divided by 0.2, 0.2, 0.5, 0.5
@@ -240,9 +240,9 @@ def fcis_r101(
     num_classes: int,
     norm: Literal["frozen", "group"] = "frozen",
     hard_rois: int = 128,
-    max_detections: int = 100,
-    num_proposals: int = 300,
-    score_threshold: float = 0.0,
+    max_detections: Count = 100,
+    num_proposals: Count = 300,
+    score_threshold: Share = 0.0,
 ) -> FCIS:
     """FCIS on ResNet-101 with a dilated last stage."""
     body = Backbone("resnet101", strides=(16,), norm=norm, dilated=True)
@@ -268,11 +268,11 @@ def fcis_small(
     *,
     num_classes: int,
     hard_rois: int = 128,
-    max_detections: int = 300,
-    num_proposals: int = 300,
-    score_threshold: float = 0.0,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 300,
+    num_proposals: Count = 300,
+    score_threshold: Share = 0.0,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> FCIS:
     """FCIS for a CPU and for tests: ResNet-18 with stride 8, by dilation."""
     channels = 128

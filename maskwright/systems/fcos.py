@@ -35,7 +35,7 @@ from maskwright.layers.precision import Float32Conv2d
 from maskwright.layers.towers import Tower, flatten_levels
 from maskwright.structures import ImageBatch, InputSpec, Instances, ResizeRule
 from maskwright.structures import boxes as box_functions
-from maskwright.systems.system import Loss, Task
+from maskwright.systems.system import Count, Loss, Share, Task
 
 Features = Mapping[int, Tensor]
 """{stride: (B, C, H / stride, W / stride)}"""
@@ -306,7 +306,7 @@ class FCOSHead(nn.Module):
         ranking: Ranking,
         points: Callable[[Features], list[Tensor]] = cell_centres,
         box_loss: Callable[[Tensor, Tensor, Tensor], Loss] = weighted_giou,
-        num_candidates: int = 1000,
+        num_candidates: Count = 1000,
         nms_iou: float = 0.6,
         answered: Callable[[Tensor, Tensor, tuple[int, int]], Tensor] = on_the_image,
     ) -> None:
@@ -438,11 +438,11 @@ def fcos_r50(
     num_classes: int,
     norm: Literal["frozen", "group"] = "frozen",
     weights_origin: Origin = "timm",
-    max_detections: int = 100,
-    num_candidates: int = 1000,
-    score_threshold: float = 0.05,
-    short_px: int = 800,
-    long_px: int = 1333,
+    max_detections: Count = 100,
+    num_candidates: Count = 1000,
+    score_threshold: Share = 0.05,
+    short_px: Count = 800,
+    long_px: Count = 1333,
 ) -> FCOS:
     """FCOS with ResNet-50: 32.2 M parameters at 80 classes; `score_threshold` is one on class probabilities."""
     return FCOS(
@@ -456,11 +456,11 @@ def fcos_r50(
 def fcos_small(
     *,
     num_classes: int,
-    max_detections: int = 300,
-    num_candidates: int = 1000,
-    score_threshold: float = 0.05,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 300,
+    num_candidates: Count = 1000,
+    score_threshold: Share = 0.05,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> FCOS:
     """FCOS for a CPU and for tests, trained from scratch: 4.4 M parameters; `score_threshold` is one on class probabilities."""
     return FCOS(

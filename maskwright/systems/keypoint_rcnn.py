@@ -26,7 +26,7 @@ from maskwright.structures import Instances, ResizeRule
 from maskwright.structures.keypoints import from_heatmaps, to_cells
 from maskwright.systems.mask_rcnn import FasterRCNN, MaskHead, SampledRois, pyramid_parts, small_parts, small_pool
 from maskwright.systems.rpn import Features
-from maskwright.systems.system import Loss
+from maskwright.systems.system import Count, Loss, Share
 
 ENLARGED = 4  # heatmaps have so many cells a side for each of the pooled features: twice by a deconvolution, twice by bilinear
 
@@ -113,14 +113,14 @@ def _keypoint_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[
     def build(
         *,
         num_classes: int,
-        num_keypoints: int = 17,
+        num_keypoints: Count = 17,
         norm: Literal["frozen", "group"] = "frozen",
         weights_origin: Origin = "timm",
-        max_detections: int = 100,
-        num_proposals: int = 1000,
-        score_threshold: float = 0.05,
-        short_px: int = 800,
-        long_px: int = 1333,
+        max_detections: Count = 100,
+        num_proposals: Count = 1000,
+        score_threshold: Share = 0.05,
+        short_px: Count = 800,
+        long_px: Count = 1333,
     ) -> FasterRCNN:
         parts = pyramid_parts(
             backbone,
@@ -172,12 +172,12 @@ def _small_keypoint_rcnn(*, has_masks: bool, summary: str) -> Callable[..., Fast
     def build(
         *,
         num_classes: int,
-        num_keypoints: int = 17,
-        max_detections: int = 100,
-        num_proposals: int = 500,
-        score_threshold: float = 0.05,
-        short_px: int = 512,
-        long_px: int = 1024,
+        num_keypoints: Count = 17,
+        max_detections: Count = 100,
+        num_proposals: Count = 500,
+        score_threshold: Share = 0.05,
+        short_px: Count = 512,
+        long_px: Count = 1024,
     ) -> FasterRCNN:
         parts = small_parts(num_classes=num_classes, score_threshold=score_threshold, short_px=short_px, long_px=long_px)
         pool = small_pool(14)

@@ -36,7 +36,7 @@ from maskwright.layers.roi import RoiAlign, RoiOperator, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks, ResizeRule
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.rpn import Features, RegionProposalNetwork
-from maskwright.systems.system import Loss, Task, masks_of
+from maskwright.systems.system import Count, Loss, Share, Task, masks_of
 
 
 class SampledRois(NamedTuple):
@@ -267,7 +267,7 @@ class BoxBranch(BoxSelection, ABC):
         *,
         num_classes: int,
         box_beta: float = 0.0,
-        score_threshold: float = 0.05,
+        score_threshold: Share = 0.05,
         nms_iou: float = 0.5,
         min_side_px: float = 0.0,
     ) -> None:
@@ -498,11 +498,11 @@ def _pyramid_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[.
         num_classes: int,
         norm: Literal["frozen", "group"] = "frozen",
         weights_origin: Origin = "timm",
-        max_detections: int = 100,
-        num_proposals: int = 1000,
-        score_threshold: float = 0.05,
-        short_px: int = 800,  # Mask R-CNN, sec. 3.1
-        long_px: int = 1333,
+        max_detections: Count = 100,
+        num_proposals: Count = 1000,
+        score_threshold: Share = 0.05,
+        short_px: Count = 800,  # Mask R-CNN, sec. 3.1
+        long_px: Count = 1333,
     ) -> FasterRCNN:
         parts = pyramid_parts(
             backbone,
@@ -597,11 +597,11 @@ def _small_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
     def build(
         *,
         num_classes: int,
-        max_detections: int = 300,
-        num_proposals: int = 500,
-        score_threshold: float = 0.05,
-        short_px: int = 512,
-        long_px: int = 1024,
+        max_detections: Count = 300,
+        num_proposals: Count = 500,
+        score_threshold: Share = 0.05,
+        short_px: Count = 512,
+        long_px: Count = 1024,
     ) -> FasterRCNN:
         parts = small_parts(num_classes=num_classes, score_threshold=score_threshold, short_px=short_px, long_px=long_px)
         mask = MaskHead(128, num_classes=num_classes, pool=small_pool(14))

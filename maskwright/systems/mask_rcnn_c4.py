@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.layers.backbones import ORIGINS, Backbone, LastStage, Norm, Origin
+from maskwright.layers.backbones import ORIGINS, Backbone, LastStage, Origin
 from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.precision import ClassConv1x1
@@ -26,6 +26,7 @@ from maskwright.layers.roi import RoiAlign, RoiOperator, Rois
 from maskwright.structures import InputSpec, ResizeRule
 from maskwright.systems.mask_rcnn import BoxBranch, BoxHead, DeconvMaskBranch, FasterRCNN, MaskHead, RoiSampler
 from maskwright.systems.rpn import Features, RegionProposalNetwork
+from maskwright.systems.system import Count, Share
 
 ANCHORS_C4 = (32, 64, 128, 256, 512)  # Mask R-CNN, sec. 3.1: five scales
 
@@ -134,12 +135,12 @@ def _paper_c4(network: str, *, has_masks: bool, summary: str) -> Callable[..., F
         num_classes: int,
         norm: Literal["frozen", "group"] = "frozen",
         weights_origin: Origin = "timm",
-        per_image: int = 512,
-        max_detections: int = 100,
-        num_proposals: int = 1000,
-        score_threshold: float = 0.05,
-        short_px: int = 800,
-        long_px: int = 1333,
+        per_image: Count = 512,
+        max_detections: Count = 100,
+        num_proposals: Count = 1000,
+        score_threshold: Share = 0.05,
+        short_px: Count = 800,
+        long_px: Count = 1333,
     ) -> FasterRCNN:
         origin = ORIGINS[weights_origin]
         stage = LastStage(network, norm=norm, norm_eps=origin.norm_eps, stride_in_1x1=origin.stride_in_1x1)
@@ -181,13 +182,13 @@ def _dc5(network: str, *, has_masks: bool, summary: str) -> Callable[..., Faster
     def build(
         *,
         num_classes: int,
-        norm: Norm = "frozen",
+        norm: Literal["frozen", "group"] = "frozen",
         weights_origin: Origin = "timm",
-        max_detections: int = 100,
-        num_proposals: int = 1000,
-        score_threshold: float = 0.05,
-        short_px: int = 800,
-        long_px: int = 1333,
+        max_detections: Count = 100,
+        num_proposals: Count = 1000,
+        score_threshold: Share = 0.05,
+        short_px: Count = 800,
+        long_px: Count = 1333,
     ) -> FasterRCNN:
         origin = ORIGINS[weights_origin]
         pool, mask_pool = (RoiAlign(side, strides=(16,)) for side in (7, 14))
@@ -242,11 +243,11 @@ def small_c4(
 def mask_rcnn_c4_small(
     *,
     num_classes: int,
-    max_detections: int = 300,
-    num_proposals: int = 500,
-    score_threshold: float = 0.05,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 300,
+    num_proposals: Count = 500,
+    score_threshold: Share = 0.05,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> FasterRCNN:
     """Mask R-CNN for a CPU without a pyramid: ResNet-18 to its second stage, the third for each RoI; 3.1 M parameters."""
     return small_c4(

@@ -46,7 +46,7 @@ from maskwright.systems.mask_rcnn import (
 )
 from maskwright.systems.mask_rcnn_c4 import StagedMaskHead, small_c4
 from maskwright.systems.rpn import Features, RegionProposalNetwork
-from maskwright.systems.system import Loss
+from maskwright.systems.system import Count, Loss, Share
 
 
 class Agnostic(DeconvMaskBranch):
@@ -173,11 +173,11 @@ def mask_rcnn_rivals_small(
     num_classes: int,
     roi: Operator = "align",
     mask: Literal["sigmoid", "softmax", "agnostic", "mlp", "mlp-3"] = "sigmoid",
-    max_detections: int = 300,
-    num_proposals: int = 500,
-    score_threshold: float = 0.05,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 300,
+    num_proposals: Count = 500,
+    score_threshold: Share = 0.05,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> FasterRCNN:
     """Mask R-CNN for a CPU with the parts it was compared with: 4.9 M parameters; MLPs with 25 hidden units (table 2e)."""
     pool = partial(ROI_OPERATORS[roi], strides=SMALL_STRIDES)
@@ -197,11 +197,11 @@ def mask_rcnn_rivals_c4_small(
     num_classes: int,
     roi: Operator = "align",
     mask: Literal["sigmoid", "softmax", "agnostic"] = "sigmoid",
-    max_detections: int = 300,
-    num_proposals: int = 500,
-    score_threshold: float = 0.05,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 300,
+    num_proposals: Count = 500,
+    score_threshold: Share = 0.05,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> FasterRCNN:
     """The same without a pyramid, where the paper compared RoI operators and outputs (tables 2b, 2c): 3.1 M parameters."""
     return small_c4(
@@ -220,11 +220,11 @@ def mask_rcnn_rivals_c5_small(
     *,
     num_classes: int,
     roi: Operator = "align",
-    max_detections: int = 300,
-    num_proposals: int = 500,
-    score_threshold: float = 0.05,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 300,
+    num_proposals: Count = 500,
+    score_threshold: Share = 0.05,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> FasterRCNN:
     """The heads of a pyramid on the last map alone, where a quantized RoI loses most (table 2d): 4.7 M parameters."""
     body, pool = Backbone("resnet18", strides=(ONE_STRIDE,), norm="group"), partial(ROI_OPERATORS[roi], strides=(ONE_STRIDE,))
@@ -247,13 +247,13 @@ def mask_rcnn_rivals_c5_small(
 def keypoint_rcnn_rivals_small(
     *,
     num_classes: int,
-    num_keypoints: int = 17,
+    num_keypoints: Count = 17,
     roi: Operator = "align",
-    max_detections: int = 100,
-    num_proposals: int = 500,
-    score_threshold: float = 0.05,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 100,
+    num_proposals: Count = 500,
+    score_threshold: Share = 0.05,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> FasterRCNN:
     """Keypoint R-CNN for a CPU with other RoI operators (table 6): 4.9 M parameters."""
     pool = partial(ROI_OPERATORS[roi], strides=SMALL_STRIDES)

@@ -40,7 +40,7 @@ from maskwright.structures import boxes as box_functions
 from maskwright.systems.mask_rcnn import SampledRois, box_losses
 from maskwright.systems.mask_voting import MASK_THRESHOLD, MaskVoting
 from maskwright.systems.rpn import MATCH_RPN, Candidates, Features, PairwiseObjectness, RegionProposalNetwork
-from maskwright.systems.system import Loss, Task, masks_of
+from maskwright.systems.system import Count, Loss, Share, Task, masks_of
 
 GRADIENT_BOUND = 1 / 512  # the code: of what later stages tell the deltas of a box, when an image is learnt from alone
 CODER = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
@@ -557,9 +557,9 @@ def mnc_vgg16(
     training_stages: Literal[3, 5] = 5,
     inference_stages: Literal[3, 5] = 5,
     partners: Literal["all", "suppressed", "none"] = "all",
-    max_detections: int = 100,
-    num_proposals: int = 300,
-    score_threshold: float = 0.0,
+    max_detections: Count = 100,
+    num_proposals: Count = 300,
+    score_threshold: Share = 0.0,
 ) -> MNC:
     """MNC on VGG-16: 283.0 M parameters at 20 classes. The paper's: `mask_side=28, mask_weight=1, partners="suppressed"`."""
     return MNC(
@@ -614,11 +614,11 @@ def mnc_small(
     inference_stages: Literal[3, 5] = 5,
     rounds_corners: bool = False,
     partners: Literal["all", "suppressed", "none"] = "all",
-    max_detections: int = 300,
-    num_proposals: int = 300,
-    score_threshold: float = 0.0,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 300,
+    num_proposals: Count = 300,
+    score_threshold: Share = 0.0,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> MNC:
     """MNC for a CPU and for tests."""
     warp = RoundedRoiWarp if rounds_corners else RoiWarp

@@ -14,6 +14,7 @@ from maskwright.layers.roi import RoiWarp
 from maskwright.structures import InputSpec
 from maskwright.systems.mask_voting import MaskVoting
 from maskwright.systems.mnc import MNC, PIXELS_600, CascadeRPN, CascadeSampler, CategoryHead, MaskHead
+from maskwright.systems.system import Count, Share
 
 
 def mnc_r101(
@@ -23,9 +24,9 @@ def mnc_r101(
     mask_side: int = 28,
     training_stages: Literal[3, 5] = 5,
     inference_stages: Literal[3, 5] = 5,
-    max_detections: int = 100,
-    num_proposals: int = 300,
-    score_threshold: float = 0.0,
+    max_detections: Count = 100,
+    num_proposals: Count = 300,
+    score_threshold: Share = 0.0,
 ) -> MNC:
     """MNC on ResNet-101 to its fourth stage, the fifth for each RoI, twice: a reconstruction, as it was not published."""
     body = Backbone("resnet101", strides=(16,), norm=norm)

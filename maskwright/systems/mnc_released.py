@@ -12,6 +12,7 @@ from maskwright.layers.backbones import ORIGINS
 from maskwright.layers.roi import RoundedRoiWarp
 from maskwright.systems.mask_voting import MaskVoting
 from maskwright.systems.mnc import MNC, PIXELS_600, vgg16_parts
+from maskwright.systems.system import Count, Share
 
 
 def mnc_vgg16_released(
@@ -20,9 +21,9 @@ def mnc_vgg16_released(
     weights_origin: Literal["caffe"] = "caffe",
     mask_side: int = 21,
     inference_stages: Literal[3, 5] = 5,
-    max_detections: int = 100,
-    num_proposals: int = 300,
-    score_threshold: float = 0.0,
+    max_detections: Count = 100,
+    num_proposals: Count = 300,
+    score_threshold: Share = 0.0,
 ) -> MNC:
     """MNC on VGG-16 as released: 283.0 M parameters at 20 classes."""
     return MNC(

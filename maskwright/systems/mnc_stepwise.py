@@ -13,6 +13,7 @@ from maskwright.layers.roi import RoiWarp
 from maskwright.structures import InputSpec, ResizeRule
 from maskwright.systems.mask_voting import MaskVoting
 from maskwright.systems.mnc import MNC, small_parts
+from maskwright.systems.system import Count, Share
 
 
 class StepwiseMNC(MNC):
@@ -32,11 +33,11 @@ def _stepwise(*, is_shared: bool, summary: str) -> Callable[..., StepwiseMNC]:
         *,
         num_classes: int,
         inference_stages: Literal[3, 5] = 5,
-        max_detections: int = 300,
-        num_proposals: int = 300,
-        score_threshold: float = 0.0,
-        short_px: int = 512,
-        long_px: int = 1024,
+        max_detections: Count = 300,
+        num_proposals: Count = 300,
+        score_threshold: Share = 0.0,
+        short_px: Count = 512,
+        long_px: Count = 1024,
     ) -> StepwiseMNC:
         return StepwiseMNC(
             input=InputSpec(resize=ResizeRule(short_px, long_px)),

@@ -32,7 +32,7 @@ from maskwright.structures import ImageBatch, InputSpec, Instances, ResizeRule
 from maskwright.systems.fast_rcnn import FastRCNN
 from maskwright.systems.mask_rcnn import BoxSelection, RoiSampler, SampledRois, box_losses
 from maskwright.systems.rpn import Features
-from maskwright.systems.system import Loss
+from maskwright.systems.system import Count, Loss, Share
 
 FOVEAL = (1.0, 1.5, 2.0, 4.0)  # MultiPath, sec. 3.2: sides of the regions, of the proposal's
 OVERLAPS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75)  # MultiPath, sec. 3.3
@@ -211,9 +211,9 @@ def multipath_vgg16(
     *,
     num_classes: int,
     has_masks: bool = True,
-    max_detections: int = 100,
-    num_proposals: int = 400,
-    score_threshold: float = 0.05,
+    max_detections: Count = 100,
+    num_proposals: Count = 400,
+    score_threshold: Share = 0.05,
 ) -> MultiPathNet:
     """MultiPathNet on VGG-16: 624.3 M parameters at 80 classes."""
     strides = (4, 8, 16)
@@ -241,11 +241,11 @@ def multipath_small(
     *,
     num_classes: int,
     has_masks: bool = True,
-    max_detections: int = 300,
-    num_proposals: int = 500,
-    score_threshold: float = 0.05,
-    short_px: int = 512,
-    long_px: int = 1024,
+    max_detections: Count = 300,
+    num_proposals: Count = 500,
+    score_threshold: Share = 0.05,
+    short_px: Count = 512,
+    long_px: Count = 1024,
 ) -> MultiPathNet:
     """MultiPathNet for a CPU and for tests: 4.8 M parameters."""
     body = Backbone("resnet18", strides=(4, 8, 16), norm="group")

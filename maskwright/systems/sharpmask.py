@@ -22,11 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.layers.backbones import Norm
 from maskwright.layers.padding import conv3x3, symmetric_pad
 from maskwright.structures import ImageBatch, Instances
 from maskwright.systems.deepmask import OCTAVES, DeepMask, Features, Level, as_patches, resnet_parts, small_parts
-from maskwright.systems.system import Loss
+from maskwright.systems.system import Count, Loss, Share
 
 Upsampling = Literal["nearest", "bilinear"]
 Schedule = Literal["a", "b"]
@@ -192,7 +191,7 @@ class ConcatenatedModule(RefinementModule):
 def sharpmask_r50(
     *,
     num_classes: int,
-    norm: Norm = "frozen",
+    norm: Literal["frozen", "group"] = "frozen",
     width: int = 32,
     schedule: Schedule = "b",
     form: Literal["split", "concatenated"] = "split",
@@ -200,8 +199,8 @@ def sharpmask_r50(
     octaves: tuple[float, ...] = OCTAVES,
     long_px: int | None = None,
     is_sharp: bool = True,
-    max_detections: int = 1000,
-    score_threshold: float = 0.0,
+    max_detections: Count = 1000,
+    score_threshold: Share = 0.0,
     nms_iou: float | None = None,
 ) -> SharpMask:
     """SharpMask on ResNet-50, W160-P4-D39-F128: DeepMask's parameters and 2,750,535 more, whatever the classes."""
@@ -229,8 +228,8 @@ def sharpmask_small(
     long_px: int | None = 1024,
     max_side_px: int | None = 2048,
     is_sharp: bool = True,
-    max_detections: int = 1000,
-    score_threshold: float = 0.0,
+    max_detections: Count = 1000,
+    score_threshold: Share = 0.0,
     nms_iou: float | None = None,
 ) -> SharpMask:
     """SharpMask for a CPU and for tests: 4.7 M parameters."""

@@ -18,7 +18,7 @@ from maskwright.layers.fpn import ConvolvedLevels, FeaturePyramid
 from maskwright.layers.grids import cell_corners
 from maskwright.structures import InputSpec, ResizeRule
 from maskwright.systems.fcos import FCOS, CenterAssigner, FCOSHead, Ranking
-from maskwright.systems.system import Loss
+from maskwright.systems.system import Count, Loss, Share
 
 
 class StrictAssigner(CenterAssigner):
@@ -58,11 +58,11 @@ def fcos_r50_torchvision(
     *,
     num_classes: int,
     norm_eps: float = 1e-5,
-    max_detections: int = 100,
-    num_candidates: int = 1000,
-    score_threshold: float = 0.2,
-    short_px: int = 800,
-    long_px: int = 1333,
+    max_detections: Count = 100,
+    num_candidates: Count = 1000,
+    score_threshold: Share = 0.2,
+    short_px: Count = 800,
+    long_px: Count = 1333,
 ) -> FCOS:
     """FCOS, R50-FPN, with torchvision's parts: for weights from there; `score_threshold` is one on scores."""
     backbone = Backbone("resnet50", strides=(8, 16, 32), norm="frozen", norm_eps=norm_eps)

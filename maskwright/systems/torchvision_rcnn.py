@@ -29,7 +29,7 @@ from maskwright.structures import boxes as box_functions
 from maskwright.systems.keypoint_rcnn import KeypointHead, points_of
 from maskwright.systems.mask_rcnn import ANCHORS_FPN, BoxHead, FasterRCNN, MaskHead, RoiSampler
 from maskwright.systems.rpn import RegionProposalNetwork
-from maskwright.systems.system import Loss
+from maskwright.systems.system import Count, Loss, Share
 
 BETA = 1 / 9
 ROUNDING = 2e-6  # more than the interpolation of a mask is off in float32
@@ -199,11 +199,11 @@ def _torchvision_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterR
         *,
         num_classes: int,
         norm_eps: float = 1e-5,
-        max_detections: int = 100,
-        num_proposals: int = 1000,
-        score_threshold: float = 0.05,
-        short_px: int = 800,
-        long_px: int = 1333,
+        max_detections: Count = 100,
+        num_proposals: Count = 1000,
+        score_threshold: Share = 0.05,
+        short_px: Count = 800,
+        long_px: Count = 1333,
     ) -> FasterRCNN:
         parts = torchvision_parts(
             num_classes=num_classes,
@@ -231,13 +231,13 @@ mask_rcnn_r50_fpn_torchvision = _torchvision_rcnn(
 def keypoint_rcnn_r50_fpn_torchvision(
     *,
     num_classes: int,
-    num_keypoints: int = 17,
+    num_keypoints: Count = 17,
     norm_eps: float = 1e-5,
-    max_detections: int = 100,
-    num_proposals: int = 1000,
-    score_threshold: float = 0.05,
-    short_px: int = 800,
-    long_px: int = 1333,
+    max_detections: Count = 100,
+    num_proposals: Count = 1000,
+    score_threshold: Share = 0.05,
+    short_px: Count = 800,
+    long_px: Count = 1333,
 ) -> FasterRCNN:
     """Keypoint R-CNN, R50-FPN, with torchvision's parts: for weights from there."""
     parts = torchvision_parts(

@@ -21,6 +21,7 @@ from maskwright.layers.norms import BranchNorm, normed_conv
 from maskwright.layers.roi import RoiOperator, Rois
 from maskwright.systems.mask_rcnn import BoxBranch, FasterRCNN, MaskHead
 from maskwright.systems.rpn import Features, RegionProposalNetwork
+from maskwright.systems.system import Count, Share
 from maskwright.systems.torchvision_rcnn import BOXES, MASKS, RPN, legacy_pool, torchvision_parts
 
 
@@ -89,11 +90,11 @@ def _second_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
         *,
         num_classes: int,
         branch_norm: BranchNorm = "group",
-        max_detections: int = 100,
-        num_proposals: int = 1000,
-        score_threshold: float = 0.05,
-        short_px: int = 800,
-        long_px: int = 1333,
+        max_detections: Count = 100,
+        num_proposals: Count = 1000,
+        score_threshold: Share = 0.05,
+        short_px: Count = 800,
+        long_px: Count = 1333,
     ) -> FasterRCNN:
         parts = torchvision_parts(
             num_classes=num_classes,

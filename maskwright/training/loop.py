@@ -471,7 +471,7 @@ def _open_run(
             raise ValueError(f"a batch of {stage.batch_size} cannot be computed in {parts}: change batch_size")
     precision = choose_precision(recipe.precision, device)
     train_set, val_set = open_data(recipe)
-    system, card = _new_system(recipe, train_set, console)
+    system, card = new_system(recipe, train_set, console)
     for stage in recipe.stages:
         set_trainable(system, stage)  # complains of parts that do not exist
         if stage.patches is not None:
@@ -513,7 +513,7 @@ def _open_run(
     return run
 
 
-def _new_system(recipe: Recipe, train_set: CocoDataset, console: Console) -> tuple[System, ModelCard]:
+def new_system(recipe: Recipe, train_set: CocoDataset, console: Console) -> tuple[System, ModelCard]:
     """The network with its first weights, and what it takes to build it again."""
     arguments = all_arguments(recipe.system, {"num_classes": len(train_set.categories), **recipe.arguments})
     if "num_keypoints" in arguments:
@@ -551,9 +551,7 @@ def check_folder(out: Path, *, resume: bool) -> None:
 
 def _starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Path | None, console: Console) -> None:
     """Weights to start from: those of another run, of ImageNet, or none where the norms can do without."""
-    backbones = [part for part in system.modules() if isinstance(part, Backbone)]
-    others = [part for part in system.modules() if isinstance(part, ImageNetPart) and part.pretrained is not None]
-    inside = {module for part in (*backbones, *others) for module in part.modules()}
+    backbones, others = _pretrained_parts(system)
     if recipe.backbone_weights is not None:
         origin = card.arguments.get("weights_origin", ORIGIN)
         if recipe.backbone_weights == "timm" and origin != "timm":
@@ -565,12 +563,30 @@ def _starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Pat
             load_part(other, str(other.pretrained), other.sources, source)
     if init is not None:
         initialize(system, card, init, lambda text: console.print(text, highlight=False))
-    elif has_frozen_norms(module for module in system.modules() if module not in inside):
+    else:
+        check_start(system, recipe)
+
+
+def _pretrained_parts(system: System) -> tuple[list[Backbone], list[ImageNetPart]]:
+    """What may begin with weights of an ImageNet network."""
+    others = [part for part in system.modules() if isinstance(part, ImageNetPart) and part.pretrained is not None]
+    return [part for part in system.modules() if isinstance(part, Backbone)], others
+
+
+def check_start(system: System, recipe: Recipe) -> None:
+    """Make sure that no weights are missing which training cannot make.
+
+    Raises:
+        ValueError: there are frozen parts, and nothing pretrained for them.
+    """
+    backbones, others = _pretrained_parts(system)
+    inside = {module for part in (*backbones, *others) for module in part.modules()}
+    if has_frozen_norms(module for module in system.modules() if module not in inside):
         raise ValueError(
             f"{recipe.system} has frozen norms outside the backbone, which only make sense with pretrained weights: "
             "add --init RUN|FILE, or train them with --set arguments.branch_norm=group"
         )
-    elif recipe.backbone_weights is None and (has_frozen_norms(system.modules()) or _never_learns(system, recipe)):
+    if recipe.backbone_weights is None and (has_frozen_norms(system.modules()) or _never_learns(system, recipe)):
         raise ValueError(
             f"{recipe.system} has frozen norms or parts, which only make sense with pretrained weights: add --init RUN|FILE, "
             "--set backbone_weights=FILE (or =timm to download them), or train norms from scratch with "

@@ -58,14 +58,9 @@ def proposals_of(
     Raises:
         ValueError: none are named, or they are not what the system needs.
     """
-    if not isinstance(system, FastRCNN):
-        if recipe.proposals is not None:
-            raise ValueError(f"{recipe.system} makes its own proposals: leave 'proposals' away")
+    check_proposals(recipe, system)
+    if not isinstance(system, FastRCNN) or recipe.proposals is None:
         return None
-    if recipe.proposals is None:
-        raise ValueError(
-            f"{recipe.system} needs proposals: add --set proposals=RUN, the run of a system such as sharpmask-small"
-        )
     source, most = Path(recipe.proposals), system.num_proposals
     files = [source / f"{split}.json" for split in ("train", "val")]
     if all(file.is_file() for file in files):
@@ -76,6 +71,20 @@ def proposals_of(
     if system.task == Task.INSTANCES and not (given.train.has_masks and given.val.has_masks):
         raise ValueError(f"{source}: holds boxes without masks: set arguments.has_masks=false for a detector of boxes")
     return given
+
+
+def check_proposals(recipe: Recipe, system: System) -> None:
+    """Make sure that a recipe names proposals where its system needs them, and only there.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if recipe.proposals is not None and not isinstance(system, FastRCNN):
+        raise ValueError(f"{recipe.system} makes its own proposals: leave 'proposals' away")
+    if recipe.proposals is None and isinstance(system, FastRCNN):
+        raise ValueError(
+            f"{recipe.system} needs proposals: add --set proposals=RUN, the run of a system such as sharpmask-small"
+        )
 
 
 def _made(
