@@ -66,7 +66,6 @@ ABLATIONS = {
         (
             f"RoIAlign: {RIVALS} arguments.roi=align",
             f"RoIAlign, max: {RIVALS} arguments.roi=align-max",
-            f"RoIAlign, half a cell off: {RIVALS} arguments.roi=align-legacy",
             f"RoIWarp: {RIVALS} arguments.roi=warp-mean",
             f"RoIWarp, max: {RIVALS} arguments.roi=warp",
             f"RoIPool: {RIVALS} arguments.roi=pool",

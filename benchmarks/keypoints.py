@@ -72,7 +72,7 @@ def heart(options: argparse.Namespace) -> None:
 
 def whole(options: argparse.Namespace) -> None:
     """All images, scored on those of validation."""
-    changes = ["epochs=12", "batch_size=4", "evaluate_every=3", "train_on=keypoints"]
+    changes = ["epochs=8", "batch_size=4", "evaluate_every=2", "train_on=keypoints"]
     changes += ["augment.crop_px=null", "augment.jitter=[1.0, 1.0]", "augment.short_sides=[256, 288, 320, 352]"]
     changes.append(f"backbone_weights={NUCLEI}")
     lines = trained(options.data, options.out / "whole", changes)

@@ -235,6 +235,7 @@ def report(
     run: str | Path,
     *,
     data: str | Path | None = None,
+    images: str | Path | None = None,
     system: str | None = None,
     device: str = "auto",
     console: Console | None = None,
@@ -244,6 +245,7 @@ def report(
     Args:
         run: a run folder; its best model is used.
         data: where its data set is now; by default where it was.
+        images: where the images of an annotation file are now.
         system: a system from outside the package that may be imported if the run is of it.
 
     Raises:
@@ -259,12 +261,16 @@ def report(
     if data is None and not Path(options.path).exists():
         raise ValueError(f"{options.path}: the data of {folder} is not there any more: say where it is with --data DIR")
     if data is not None:
-        options = options.model_copy(update={"path": str(data), "images": None})  # images are where the file says, or beside it
+        options = options.model_copy(update={"path": str(data), "images": options.images if Path(data).is_file() else None})
+    if images is not None:
+        options = options.model_copy(update={"images": str(images)})
     recipe = recipe.model_copy(update={"data": options})
     dataset = open_data(recipe)[1]
     scoring = _Scoring(dataset, "val", None, False, folder / REPORT, console)
     return scoring.of_model(
-        load(folder, device=device, system=system), folder, _command(["report", str(folder)], {"--data": data})
+        load(folder, device=device, system=system),
+        folder,
+        _command(["report", str(folder)], {"--data": data, "--images": images}),
     )
 
 

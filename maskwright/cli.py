@@ -159,13 +159,14 @@ def compare(
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     data: Annotated[Path | None, typer.Option(help="Where its data set is now, if it was moved.")] = None,
+    images: ImagesOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Score a run on its validation images and write its report.html: intervals, curves, errors, pictures."""
     from maskwright import api
     from maskwright.overview import evaluation_tables
 
-    for table in evaluation_tables(api.report(run, data=data, device=device, console=console)):
+    for table in evaluation_tables(api.report(run, data=data, images=images, device=device, console=console)):
         console.print(table)
 
 

@@ -111,10 +111,12 @@ def open_datasets(
     """Training and validation sets: the folder's own splits, or one file divided by a seeded draw.
 
     Raises:
-        ValueError: a split is missing, or both hold the same image.
+        ValueError: a split is missing, there twice, or both hold the same image.
     """
     if val_fraction is None and data.is_file():
         raise ValueError(f"{data}: one annotation file has no validation split: add --val-fraction 0.2")
+    if val_fraction is not None and data.is_dir() and find_split(data, "val", keypoints=keypoints) is not None:
+        raise ValueError(f"{data}: has a validation split of its own: leave --val-fraction away, or give one annotation file")
     train = open_split(data, "train", images=images, classes=classes, invalid=invalid, keypoints=keypoints)
     if val_fraction is not None:
         return split_dataset(train, val_fraction, seed)

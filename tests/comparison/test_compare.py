@@ -1,6 +1,7 @@
 """The whole of a comparison at a tiny size: trained systems, a run, somebody's results; stopped and gone on with."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from maskwright.comparison import running
 from maskwright.data.catalog import open_split
 from maskwright.inference import load
 from maskwright.inference.scoring import detections
+from maskwright.recipes.recipe import read_recipe
 from maskwright.runs.checkpoints import read_tensors
 from maskwright.training import train
 from tests.conftest import make_coco
@@ -170,6 +172,34 @@ def test_bad_results_are_named_before_anything_is_trained(tmp_path, coco_folder)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            "embedmask-small arguments.margin=foo",
+            "embedmask-small arguments.margin=foo: the arguments of embedmask-small do not fit",
+        ),
+        ("embedmask-small arguments.margn=fixed", "embedmask-small has no argument margn"),
+        ("fast-rcnn-small", "fast-rcnn-small: fast-rcnn-small needs proposals"),
+        ("mask-rcnn-r50-fpn", "mask-rcnn-r50-fpn: mask-rcnn-r50-fpn has frozen norms or parts"),
+        ("mask-rcnn-small frozen=[nowhere]", "mask-rcnn-small frozen=.*nowhere"),
+        ("mask-rcnn-small 'x", "no closing quotation: quote it as for a shell"),
+    ],
+)
+def test_a_system_that_cannot_be_trained_is_named_before_the_first_one_is(tmp_path, coco_folder, entry, message):
+    with pytest.raises(ValueError, match=message):
+        mw.compare(["faster-rcnn-small", entry], data=coco_folder, out=tmp_path / "out", changes=["epochs=1"], device="cpu")
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path):
+    file = tmp_path / "costs.json"
+    for content in ("[]", '{"answer": 1}', '{"key": {"a": 1}}'):
+        file.write_text(content)
+        assert running.kept(file, {"a": 1}, lambda: 7) == 7
+        assert running.kept(file, {"a": 1}, lambda: 8) == 7
+
+
 def test_report_of_a_run(tiny_run, tmp_path, console):
     found = mw.report(tiny_run, device="cpu", console=console)
     page = (tiny_run / "report.html").read_text()
@@ -180,6 +210,24 @@ def test_report_of_a_run(tiny_run, tmp_path, console):
     assert "maskwright report" in page
     with pytest.raises(ValueError, match="is not the folder of a run"):
         mw.report(tmp_path)
+
+
+def test_a_run_knows_which_images_of_a_divided_file_it_learnt_from(tiny_run, tmp_path, console):
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(tiny_run, run)
+    shutil.copytree(tiny_run.parent / "data", data)
+    file, images = data / "annotations" / "train.json", str(data / "images")
+    recipe = read_recipe(run / "recipe.yaml")
+    options = recipe.data.model_copy(update={"path": str(file), "images": images, "val_fraction": 0.5})
+    (run / "recipe.yaml").write_text(recipe.model_copy(update={"data": options}).to_yaml())
+    (run / "split.json").write_text(json.dumps({"train": [100, 300], "val": [200, 400]}))
+    mw.evaluate(run, data=file, images=images, device="cpu", console=console)
+    assert "2 of these 4 images were learnt from" in " ".join(console.file.getvalue().split())
+    moved = file.rename(tmp_path / "elsewhere.json")
+    shutil.move(images, tmp_path / "pictures")
+    with pytest.raises(ValueError, match="say where it is with --data"):
+        mw.report(run, device="cpu", console=console)
+    mw.report(run, data=moved, images=tmp_path / "pictures", device="cpu", console=console)
 
 
 def test_systems_of_two_tasks_in_one_table(compared):

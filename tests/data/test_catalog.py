@@ -83,6 +83,8 @@ def test_what_is_missing_is_said(coco_folder, tmp_path):
         open_datasets(tmp_path / "empty")
     with pytest.raises(ValueError, match="add --images DIR"):
         open_datasets(coco_folder / "annotations" / "train.json", val_fraction=0.5)
+    with pytest.raises(ValueError, match="has a validation split of its own: leave --val-fraction away"):
+        open_datasets(coco_folder, val_fraction=0.5)
     with pytest.raises(ValueError, match="add --val-fraction"):
         open_datasets(coco_folder / "annotations" / "train.json", images=coco_folder / "images")
     with pytest.raises(ValueError, match="expected a share between 0 and 1"):

@@ -138,6 +138,10 @@ def test_predict_mistakes(tiny_run, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="got max_detections 0"):
         mw.load(tiny_run, device="cpu").predict(np.zeros((9, 9, 3), dtype=np.uint8), max_detections=0)
+    image = tiny_run.parent / "data" / "images" / "val_0.png"
+    for name in ("device", "path", "precision", "system", "proposals"):
+        with pytest.raises(ValueError, match=f"mask-rcnn-small has no argument {name}"):
+            mw.predict(tiny_run, image, out=tmp_path / "out", arguments={name: "cpu"})
 
 
 def test_images_are_never_overwritten_nor_output_predicted(tiny_run, tmp_path, console):
@@ -148,6 +152,9 @@ def test_images_are_never_overwritten_nor_output_predicted(tiny_run, tmp_path, c
         with pytest.raises(ValueError, match=r"would overwrite train_0\.png"):
             mw.predict(tiny_run, sources, out=folder, device="cpu", console=console)
     assert (folder / "train_0.png").read_bytes() == before
+    mw.predict(tiny_run, folder, out=folder, formats=("coco",), device="cpu", console=console)  # which writes no pictures
+    assert sorted(path.name for path in folder.iterdir()) == ["predictions.json", "train_0.png"]
+    (folder / "predictions.json").unlink()
     for _ in range(2):
         answer = mw.predict(tiny_run, [folder], out=folder / "pred", device="cpu", console=console)
         assert answer.num_images == 1

@@ -173,6 +173,23 @@ def test_device_and_precision():
     assert choose_precision("bfloat16", "cpu").name == "bfloat16"
     with choose_precision("bfloat16", "cpu").autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="got precision 'bf16', expected auto, float32 or bfloat16"):
+        choose_precision("bf16", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("system", "argument", "message"),
+    [
+        ("mask-rcnn-small", {"max_detections": -3}, "max_detections: Input should be greater than 0"),
+        ("embedmask-small", {"num_candidates": 0}, "num_candidates: Input should be greater than 0"),
+        ("mnc-small", {"score_threshold": 7.0}, "score_threshold: Input should be less than or equal to 1"),
+        ("fast-rcnn-r50-fpn", {"norm": "foo"}, "norm: Input should be 'frozen' or 'group'"),
+        ("mask-rcnn-r50-dc5", {"norm": "none"}, "norm: Input should be 'frozen' or 'group'"),
+    ],
+)
+def test_values_out_of_bounds_are_named(system, argument, message):
+    with pytest.raises(ValueError, match=message):
+        build_system(system, {"num_classes": 1, **argument})
 
 
 def test_card_survives_json():
