@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from maskwright.data.coco import CocoDataset
+from maskwright.data.coco_results import result_boxes
 from maskwright.evaluation.comparison import Row, Table
 from maskwright.evaluation.drawing import draw_instances
 from maskwright.evaluation.matching import THRESHOLDS, match
@@ -123,8 +124,7 @@ def _nearest(dataset: CocoDataset, results: Sequence[dict[str, Any]], kind: Kind
     order = np.argsort(np.array(dataset.categories.ids)[dataset.columns(0).labels], kind="stable")
     missed = dataset.instances(0)[torch.from_numpy(order[lost])]
     if kind == "bbox":
-        boxes = torch.tensor([e["bbox"] for e in shown]).reshape(-1, 4)
-        boxes, masks = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1), None
+        boxes, masks = torch.from_numpy(result_boxes(shown)), None
     else:
         masks = Masks.from_rles([as_rle(e["segmentation"], size) for e in shown], size)
         boxes = masks.boxes()
@@ -141,8 +141,7 @@ def _judged(dataset: CocoDataset, results: Sequence[dict[str, Any]], row: Row) -
     matches = match(overlaps, kind, max_detections=max(1, len(results)), class_agnostic=not row.per_class)
     object_of = matches.object[0, 0]
     ordered = [results[k] for k in overlaps.source]
-    boxes = torch.tensor([e["bbox"] for e in ordered if "bbox" in e], dtype=torch.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
+    boxes = torch.from_numpy(result_boxes([e for e in ordered if "bbox" in e]))
     masks = points = None
     if kind == "keypoints":
         points = torch.from_numpy(result_points(dataset, ordered)).float()

@@ -371,8 +371,15 @@ class MaskHead(nn.Module):
 
 # Sizes
 
-OCTAVES = (-2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5)  # the code's evaluation, for a window of 160 px
-ZOOM, ZOOM_TWICE = (1.0,), (1.0, 1.5)  # further scales, for smaller objects
+OCTAVES = (
+    -2.5,
+    -2.0,
+    -1.5,
+    -1.0,
+    -0.5,
+    0.0,
+    0.5,
+)  # the code's evaluation, 160 px windows; Zoom adds 1, Zoom² 1 and 1.5
 HEADS: dict[str, type[SharedHead]] = {"a": SeparateHead, "b": SplitHead, "c": SharedHead}
 
 

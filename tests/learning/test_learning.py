@@ -99,9 +99,9 @@ def test_a_few_images_are_learnt_by_heart(name, large_nuclei, tmp_path, console)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [f"roi={roi}" for roi in OPERATORS[1:]] + [f"mask={mask}" for mask in MASKS[1:]])
-def test_what_mask_rcnn_was_compared_with_learns_too(part, large_nuclei, tmp_path, console):
+def test_what_mask_rcnn_was_compared_with_learns_too(part, one_image, tmp_path, console):
     changes = (f"arguments.{part}",)
-    ap, best = learnt("mask-rcnn-rivals-small", large_nuclei, tmp_path / "run", console, share=0.5, changes=changes)
+    ap, best = learnt("mask-rcnn-rivals-small", one_image, tmp_path / "run", console, share=0.5, changes=changes)
     assert ap >= 0.6 * best
 
 
