@@ -46,7 +46,7 @@ BUDGETS = {
         "from scratch, windows of 192 px",
     ),
     "facade": (
-        3,
+        2,
         [
             "batch_size=2",
             "optimizer.lr=0.001",

@@ -112,8 +112,7 @@ def compare(
     budget = Budget(epochs, minutes)
     plan = recipes(parsed, options, changes, budget, out, device)
     folders = {e.name: [out / "runs" / f"{e.slug}-{seed}" for seed in range(seeds)] for e in parsed if e.system}
-    _check_plan(plan, dataset)
-    _train(plan, folders, device, console)
+    _train(plan, folders, dataset, device, console)
     for entry in parsed:
         if entry.system:
             models[entry.name] = load(folders[entry.name][0] / "last", device=device, system=entry.system)
@@ -482,6 +481,7 @@ def _check_plan(plan: Mapping[str, Recipe], dataset: CocoDataset) -> None:
 def _train(
     plan: Mapping[str, Recipe],
     folders: Mapping[str, Sequence[Path]],
+    dataset: CocoDataset,
     device: str,
     console: Console,
 ) -> None:
@@ -489,6 +489,7 @@ def _train(
 
     What was trained is taken as it is after its last step: nothing is chosen on the images it is scored on.
     """
+    _check_plan(plan, dataset)
     runs = [
         (name, seed, recipe.with_changes([f"seed={seed}"]), folders[name][seed])
         for seed in range(max(map(len, folders.values()), default=0))

@@ -258,10 +258,9 @@ def keypoint_rcnn_rivals_small(
     """Keypoint R-CNN for a CPU with other RoI operators (table 6): 4.9 M parameters."""
     pool = partial(ROI_OPERATORS[roi], strides=SMALL_STRIDES)
     sizes = {"score_threshold": score_threshold, "short_px": short_px, "long_px": long_px}
-    head = KeypointHead(128, num_keypoints=num_keypoints, pool=pool(14), depth=4, hidden=128)
     return FasterRCNN(
         **small_parts(num_classes=num_classes, pool=pool, **sizes),  # type: ignore[arg-type]
-        instance_heads={"keypoint": head},
+        instance_heads={"keypoint": KeypointHead(128, num_keypoints=num_keypoints, pool=pool(14), depth=4, hidden=128)},
         num_proposals=num_proposals,
         num_training_proposals=500,
         num_candidates=(1000, 0),
