@@ -2,7 +2,7 @@
 
     python -m benchmarks.keypoints --data people-keypoints --out runs/keypoints --part heart|whole
 
-From the root of the repository. Stopped and called again, it goes on.
+The short training begins where the other ended. Stopped and called again, it goes on.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from maskwright.recipes import DataOptions, find_recipe
 PAGE = Path(__file__).parent.parent / "docs" / "mask_rcnn.md"
 COMMAND = "python -m benchmarks.keypoints --data people-keypoints --out runs/keypoints --part {}"
 SYSTEM = "keypoint-rcnn-small"
-NUCLEI = "examples/nuclei/weights.safetensors"
 HEART = 20
 SMALLER = ["arguments.short_px=320", "arguments.long_px=512", "precision=bfloat16", "optimizer.lr=0.001"]
 
@@ -42,12 +41,11 @@ def twenty(options: argparse.Namespace) -> Path:
     return folder
 
 
-def trained(data: Path, out: Path, changes: list[str]) -> list[dict[str, Any]]:
+def trained(data: Path, out: Path, changes: list[str], init: Path | None = None) -> list[dict[str, Any]]:
     """Lines of the metrics of a run."""
     recipe = find_recipe(SYSTEM).with_changes([*SMALLER, *changes])
-    train_run(
-        recipe.model_copy(update={"data": DataOptions(path=str(data))}), out, device="auto", console=Console(markup=False)
-    )
+    recipe = recipe.model_copy(update={"data": DataOptions(path=str(data))})
+    train_run(recipe, out, device="auto", console=Console(markup=False), init=init)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -72,12 +70,16 @@ def heart(options: argparse.Namespace) -> None:
 
 def whole(options: argparse.Namespace) -> None:
     """All images, scored on those of validation."""
-    changes = ["epochs=8", "batch_size=4", "evaluate_every=2", "train_on=keypoints"]
+    changes = ["epochs=4", "batch_size=4", "evaluate_every=1", "train_on=keypoints"]
     changes += ["augment.crop_px=null", "augment.jitter=[1.0, 1.0]", "augment.short_sides=[256, 288, 320, 352]"]
-    changes.append(f"backbone_weights={NUCLEI}")
-    lines = trained(options.data, options.out / "whole", changes)
-    notes = "The backbone from the nuclei that ship with the repository; short side 256 to 352 px in training, 320 px in "
-    notes += "validation, on 160 images, 137 of them with visible keypoints."
+    heart = options.out / "heart" / "best"
+    if not heart.is_dir():
+        raise ValueError(f"{heart}: is not there, and the short training begins with it: run --part heart first")
+    lines = trained(options.data, options.out / "whole", changes, heart)
+    notes = (
+        "Begun with the network of the table above; short side 256 to 352 px in training, 320 px in validation, on 160 images, "
+    )
+    notes += "137 of them with visible keypoints."
     report("keypoints-whole", COMMAND.format("whole"), rows_of(lines), notes, page=PAGE)
 
 
