@@ -55,7 +55,7 @@ def rows_of(lines: list[dict[str, Any]]) -> list[list[str]]:
     for line in lines:
         points, boxes = line["keypoints"], line["bbox"]
         values = [points["ap"], points["ap50"], points["ap75"], boxes["ap"], boxes["ap50"]]
-        rows.append([str(line["step"]), *(f"{100 * value:.1f}" for value in values)])
+        rows.append([str(line["step"]), *(f"{100 * value:.2f}" for value in values)])
     return rows
 
 
