@@ -44,7 +44,7 @@ from maskwright.training import train as train_recipe
 from maskwright.training.loop import RECIPE, SPLIT, check_folder
 from maskwright.training.sources import open_data
 
-__all__ = ["Evaluation", "compare", "evaluate", "import_weights", "load", "predict", "report", "score", "train"]
+__all__ = ["Evaluation", "compare", "evaluate", "import_weights", "load", "predict", "report", "resume", "score", "train"]
 
 
 def train(

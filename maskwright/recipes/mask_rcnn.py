@@ -28,7 +28,7 @@ Small sizes: from scratch, for data sets of hundreds of images.
 
     maskwright train mask-rcnn-small --data nuclei --out runs/nuclei
 
-Cost and result: of mask-rcnn-small in docs/results.md; of the others after shorter runs in docs/mask_rcnn.md.
+Cost and result: of mask-rcnn-small in docs/results.md; shorter runs of most others in docs/mask_rcnn.md.
 """
 
 from typing import Any, Literal
