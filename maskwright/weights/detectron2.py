@@ -4,7 +4,7 @@ R101), in our names.
 Its zoo's .pkl files and checkpoints of its training (.pth) have the same names. Rows of classes lie as ours do, the background
 last. In its zoo ResNet-50 and -101 have the stage stride in the 1×1 convolution and take BGR pixels; so does ResNeXt, but its
 pixels are divided by a standard deviation and its strides lie in the 3×3 convolution. A model trained from torchvision's
-ResNets has its strides there too, and RGB pixels, under the same names; older files hold mean and std of pixels, newer ones do not.
+ResNets has its strides there too, and RGB pixels, under the same names; older files hold mean and std of pixels, newer do not.
 """
 
 from collections.abc import Mapping
