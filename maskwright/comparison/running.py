@@ -23,14 +23,14 @@ TIMED_IMAGES, TURNS = 8, 3
 DONE = "trained.json"  # in the folder of a run that was trained to its end
 
 
-def train_run(recipe: Recipe, folder: Path, *, device: str, console: Console, init: Path | None = None) -> None:
-    """Train a run, or what is left of it, or nothing where it is done; from the weights of another if there is one.
+def train_run(recipe: Recipe, folder: Path, *, device: str, console: Console) -> None:
+    """Train a run, or what is left of it, or nothing where it is done.
 
     Check it with `check_run` first.
     """
     if not (folder / DONE).is_file():
         is_begun = (folder / RECIPE).is_file()
-        train(recipe, folder, init=None if is_begun else init, resume=is_begun, device=device, console=console)
+        train(recipe, folder, resume=is_begun, device=device, console=console)
         write_json(folder / DONE, {"seed": recipe.seed})
         return_freed_memory()
 

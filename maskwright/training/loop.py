@@ -500,6 +500,7 @@ def _open_run(
         average=moving_average(system, recipe.ema_decay) if recipe.ema_decay else None,
         given=given,
     )
+    _check_terms(run)
     split = split_of((train_set, val_set))
     processes.tell(None)  # all have looked at the folder before the first one writes
     if resume and read_json(out / SPLIT) != split:
@@ -511,6 +512,19 @@ def _open_run(
         write_json(out / SPLIT, split)
     _introduce(run)
     return run
+
+
+def _check_terms(run: _Run) -> None:
+    """Complain now, not hours later, of terms of the loss that a stage names and the system does not have."""
+    run.system.eval()  # leaves running statistics alone
+    for stage in run.recipe.stages:
+        proposals = None if run.given is None else run.given.val
+        batches = validation_batches(stage, run.system, run.val, Share(), proposals) if stage.losses else iter(())
+        for batch in islice(batches, 1):
+            with torch.inference_mode(), run.precision.autocast():
+                targets = [t.to(run.precision.device) for t in batch.targets]
+                _learnt(run.system.loss(batch.images.to(run.precision.device), targets), stage)
+    run.system.train()
 
 
 def new_system(recipe: Recipe, train_set: CocoDataset, console: Console) -> tuple[System, ModelCard]:

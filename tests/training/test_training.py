@@ -191,11 +191,13 @@ def test_init_takes_another_number_of_classes(tiny_run, coco_folder, tmp_path, c
     [
         (["frozen=[backbones]"], "frozen parts backbones begin no parameter"),
         (["arguments.shrt_px=3"], "has no argument shrt_px"),
+        (["losses=[mask, msk]"], "the loss has no term msk: there are rpn_objectness"),
     ],
 )
 def test_mistakes_are_found_before_the_first_step(coco_folder, tmp_path, console, changes, message):
     with pytest.raises(ValueError, match=message):
         train(tiny_recipe(coco_folder, *changes), tmp_path / "run", device="cpu", console=console)
+    assert not (tmp_path / "run").exists()
 
 
 def test_folders_and_data_are_checked_before_anything_is_written(coco_folder, tmp_path, console):
