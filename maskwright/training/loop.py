@@ -503,15 +503,21 @@ def _open_run(
     _check_terms(run)
     split = split_of((train_set, val_set))
     processes.tell(None)  # all have looked at the folder before the first one writes
-    if resume and read_json(out / SPLIT) != split:
-        raise ValueError(f"{out / SPLIT}: the images of the data set have changed since the run began: start a new one")
-    if resume and (known := read_model(out / "last" / WEIGHTS)[1].categories) != card.categories:
-        before, now = _listed(known), _listed(card.categories)
-        raise ValueError(f"{train_set.path}: its classes are {now}, but were {before} when the run began: start a new one")
-    if not resume and processes.is_first:
+    if resume:
+        _check_same_data(run, split)
+    elif processes.is_first:
         write_json(out / SPLIT, split)
     _introduce(run)
     return run
+
+
+def _check_same_data(run: _Run, split: dict[str, Any]) -> None:
+    """Make sure that a run that goes on has the images and classes it began with."""
+    if read_json(run.out / SPLIT) != split:
+        raise ValueError(f"{run.out / SPLIT}: the images of the data set have changed since the run began: start a new one")
+    if (known := read_model(run.out / "last" / WEIGHTS)[1].categories) != run.card.categories:
+        before, now = _listed(known), _listed(run.card.categories)
+        raise ValueError(f"{run.train.path}: its classes are {now}, but were {before} when the run began: start a new one")
 
 
 def _check_terms(run: _Run) -> None:
