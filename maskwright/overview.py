@@ -19,7 +19,7 @@ from maskwright.evaluation.overlaps import Kind
 from maskwright.evaluation.proposals import ProposalMetrics
 from maskwright.evaluation.region_ap import RegionMetrics
 from maskwright.evaluation.study import AVERAGES
-from maskwright.recipes import RECIPES, find_recipe
+from maskwright.recipes import RECIPES, Stage, find_recipe
 from maskwright.runs.checkpoints import all_arguments
 from maskwright.systems import SYSTEMS, find_builder
 
@@ -63,10 +63,16 @@ def recipe_lines() -> Iterator[str]:
 def recipe_text(name: str) -> str:
     """One recipe, as its file holds it, under what is to be expected of it, and what is known of it and its family."""
     recipe = find_recipe(name)
+    stages = "\n".join(_stage_in_words(stage) for stage in recipe.stages)
     if name not in RECIPES:
-        return f"That of the small sizes.\n\n{recipe.to_yaml()}"
+        return f"That of the small sizes.\n{stages}\n\n{recipe.to_yaml()}"
     build = RECIPES[name]
-    return f"{_first_line(build)}\n\n{inspect.getdoc(inspect.getmodule(build))}\n\n{recipe.to_yaml()}"
+    return f"{_first_line(build)}\n{stages}\n\n{inspect.getdoc(inspect.getmodule(build))}\n\n{recipe.to_yaml()}"
+
+
+def _stage_in_words(stage: Stage) -> str:
+    scales = stage.optimizer.lr_images is not None
+    return f"Trained in {stage.in_words()}{', with another batch in proportion to it' if scales else ''}."
 
 
 def _plain(value: object) -> object:

@@ -50,12 +50,12 @@ class ShortSide:
     """Draw the short side in the input frame from a list (Mask R-CNN, app. B: scale augmentation)."""
 
     choices: Sequence[int]
-    long_px: int | None
+    rule: ResizeRule
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """Choose the size in the input frame."""
+        """Choose the size in the input frame, by the rule of the system's input but for the short side."""
         short = self.choices[int(torch.randint(len(self.choices), (), generator=generator))]
-        return replace(sample, input_size=ResizeRule(short, self.long_px).size(sample.instances.image_size))
+        return replace(sample, input_size=replace(self.rule, short_px=short).size(sample.instances.image_size))
 
 
 @dataclass(frozen=True)

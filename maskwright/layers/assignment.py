@@ -22,6 +22,10 @@ class Assignment:
     target_index: Tensor
 
 
+IN_CROWD = 0.5
+"""Share of a candidate inside a crowd region from which it is no longer negative."""
+
+
 @dataclass(frozen=True)
 class IouMatcher:
     """Match candidates by their highest IoU with an object (Faster R-CNN, sec. 3.1.2).
@@ -32,7 +36,6 @@ class IouMatcher:
         rescue_above: candidates that overlap an object most, by more than this IoU, are positive too; they keep the object
             they themselves overlap most. None rescues no candidate; at -1 an object that touches none makes all those
             without overlap positive, as detectron2 and torchvision do.
-        crowd_coverage: share of a candidate inside a crowd region from which it is no longer negative.
         negative_from: highest IoU with an object a negative must have: far from all objects it teaches little (Fast R-CNN,
             sec. 2.3). Images without objects have negatives all the same.
     """
@@ -40,7 +43,6 @@ class IouMatcher:
     positive: float
     negative: float
     rescue_above: float | None
-    crowd_coverage: float = 0.5
     negative_from: float = 0.0
 
     def __call__(self, candidates: Tensor, targets: Instances) -> Assignment:
@@ -59,7 +61,7 @@ class IouMatcher:
                 kind[((iou == top) & (top > self.rescue_above)).any(dim=1)] = POSITIVE
         crowds = targets.boxes[targets.crowd]
         if len(crowds):
-            inside = box_functions.coverage(candidates, crowds).amax(dim=1) >= self.crowd_coverage
+            inside = box_functions.coverage(candidates, crowds).amax(dim=1) >= IN_CROWD
             kind[inside & (kind == NEGATIVE)] = IGNORED
         return Assignment(kind, index)
 

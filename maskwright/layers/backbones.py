@@ -113,10 +113,11 @@ VGG_HIDDEN = {"fc1": ("pre_logits.fc1", "classifier.0"), "fc2": ("pre_logits.fc2
 
 
 class LastStage(ImageNetPart):
-    """The last stage of a ResNet, which halves the resolution, for features of RoIs.
+    """The last stage of a ResNet, for features of RoIs.
 
     Args:
         name: timm's of the network.
+        stride: 2 halves the resolution, as in the whole network, 1 keeps it.
         norm, norm_eps, stride_in_1x1: see `Backbone`.
         stage: another than the last, then without ImageNet's weights.
     """
@@ -124,18 +125,29 @@ class LastStage(ImageNetPart):
     sources = MappingProxyType({"blocks": ("layer4", "layer4")})
 
     def __init__(
-        self, name: str, *, norm: Norm, norm_eps: float = 1e-5, stride_in_1x1: bool = False, stage: str = "layer4"
+        self,
+        name: str,
+        *,
+        norm: Norm,
+        norm_eps: float = 1e-5,
+        stride_in_1x1: bool = False,
+        stride: int = 2,
+        stage: str = "layer4",
     ) -> None:
         super().__init__()
         self.blocks: nn.Module = timm.create_model(name, **_norm_option(norm, norm_eps)).get_submodule(stage)
         self.pretrained = name if stage == "layer4" else None
         if stride_in_1x1:
             _move_strides(self.blocks)
+        if stride == 1:
+            for layer in self.blocks.modules():
+                if isinstance(layer, nn.Conv2d):
+                    layer.stride = (1, 1)
         if norm == "frozen":
             freeze_norms(self.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(R, C, S, S) → (R, 2·C, S / 2, S / 2)."""
+        """(R, C, S, S) → (R, 2·C, S / stride, S / stride)."""
         answer: Tensor = self.blocks(x)
         return answer
 

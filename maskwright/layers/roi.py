@@ -116,9 +116,13 @@ class RoiAlign(nn.Module):
         """{stride: (B, C, H_s, W_s)} and R RoIs → float32 (R, C, S, S)."""
         levels = level_of(rois.boxes.detach(), self.strides, tolerance=self.level_tolerance)
         pooled, places = [], []
+        nothing = rois.boxes.new_zeros(())  # of the levels without RoIs, whose gradient is zero and not missing
         with torch.autocast(rois.boxes.device.type, enabled=False):
             for stride in self.strides:
                 rows = torch.nonzero(levels == stride)[:, 0]
+                if not len(rows):
+                    nothing = nothing + features[stride][:0].sum()
+                    continue
                 table = features[stride].permute(0, 2, 3, 1)  # (B, H, W, C)
                 table = table.to(torch.promote_types(table.dtype, torch.float32))
                 for place in self._alike(rois.boxes[rows], stride):
@@ -127,8 +131,8 @@ class RoiAlign(nn.Module):
                     pooled.append(self._pool(table, boxes, rois.image_index[rows[place]]))
         channels = features[self.strides[0]].shape[1]
         if not pooled:
-            return rois.boxes.new_zeros((0, channels, self.side, self.side))
-        cells = torch.cat(pooled)[torch.argsort(torch.cat(places))]  # (R, S·S·C)
+            return nothing.expand(0, channels, self.side, self.side)
+        cells = torch.cat(pooled)[torch.argsort(torch.cat(places))] + nothing  # (R, S·S·C)
         return cells.reshape(-1, self.side, self.side, channels).permute(0, 3, 1, 2)
 
     def _alike(self, boxes: Tensor, stride: int) -> list[Tensor]:

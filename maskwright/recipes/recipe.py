@@ -100,7 +100,7 @@ class Stage(_Options):
         """Learning rate of its batches, in proportion to their size where the optimizer says so (Goyal et al., sec. 2.1)."""
         return self.optimizer.lr * self.batch_size / (self.optimizer.lr_images or self.batch_size)
 
-    def in_words(self, steps: int, processes: int) -> str:
+    def in_words(self, processes: int = 1) -> str:
         """What a step is and how fast it learns, for people."""
         parts = processes * self.micro_batches
         images = f"{self.batch_size} image{'s' if self.batch_size > 1 else ''}"
@@ -108,7 +108,7 @@ class Stage(_Options):
         given, meant = self.optimizer.lr, self.optimizer.lr_images
         scaled = f" ({given:g} for {meant} images, in proportion)" if meant not in (None, self.batch_size) else ""
         rate = f"{self.optimizer.kind}, learning rate {self.lr:g}{scaled}"
-        return f"{steps:,} steps of {images}{split}, {self.epochs:g} epochs, {rate}"
+        return f"steps of {images}{split}, {self.epochs:g} epochs, {rate}"
 
     @model_validator(mode="after")
     def _even(self) -> "Stage":

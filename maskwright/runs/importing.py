@@ -44,8 +44,8 @@ def import_weights(
 
     torchvision's Faster, Mask and Keypoint R-CNN (R50-FPN) and FCOS; detectron2's Faster, Mask and Keypoint
     R-CNN (.pkl files of its zoo, or .pth); the authors' EmbedMask, DeepMask and SharpMask (.t7 files of Torch7) and MNC
-    (.caffemodel or .caffemodel.h5 of Caffe). The run records the parts these weights were trained with, so that it answers as
-    the original does. Rows keep their numbers as original ids; where there are as many as COCO has (torchvision 91, others 80),
+    (.caffemodel or .caffemodel.h5 of Caffe). The run records the parts these weights were trained with; torchvision's answer as
+    they do there. Rows keep their numbers as original ids; where there are as many as COCO has (torchvision 91, others 80),
     they get its names and ids.
 
     Args:
@@ -111,7 +111,7 @@ def _arguments(file: Path, converted: Converted, given: Mapping[str, Any], say: 
         raise ValueError(f"{file}: weights_origin cannot be set: the file tells whose weights they are")
     for name, value in converted.assumed.items():
         if name not in given:
-            say(f"{name}={value}, as the file does not tell otherwise: if you know better, --set {name}=...")
+            say(f"{name}={value} is assumed, as the file does not tell: if you know better, --set {name}=...")
     return {**converted.arguments, **converted.assumed, **given}
 
 

@@ -48,9 +48,13 @@ from maskwright.systems.mask_rcnn_c4 import (
     mask_rcnn_r101_dc5,
 )
 from maskwright.systems.mask_rcnn_rivals import (
+    keypoint_rcnn_rivals_r50_fpn,
     keypoint_rcnn_rivals_small,
     mask_rcnn_rivals_c4_small,
     mask_rcnn_rivals_c5_small,
+    mask_rcnn_rivals_r50_c4,
+    mask_rcnn_rivals_r50_c5,
+    mask_rcnn_rivals_r50_fpn,
     mask_rcnn_rivals_small,
 )
 from maskwright.systems.mnc import mnc_small, mnc_vgg16
@@ -108,6 +112,7 @@ SYSTEMS: dict[str, Builder] = {
     "keypoint-rcnn-r50-fpn": keypoint_rcnn_r50_fpn,
     "keypoint-rcnn-r50-fpn-torchvision": keypoint_rcnn_r50_fpn_torchvision,
     "keypoint-rcnn-r101-fpn": keypoint_rcnn_r101_fpn,
+    "keypoint-rcnn-rivals-r50-fpn": keypoint_rcnn_rivals_r50_fpn,
     "keypoint-rcnn-rivals-small": keypoint_rcnn_rivals_small,
     "keypoint-rcnn-small": keypoint_rcnn_small,
     "keypoint-rcnn-x101-fpn": keypoint_rcnn_x101_fpn,
@@ -124,6 +129,9 @@ SYSTEMS: dict[str, Builder] = {
     "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,
     "mask-rcnn-rivals-c4-small": mask_rcnn_rivals_c4_small,
     "mask-rcnn-rivals-c5-small": mask_rcnn_rivals_c5_small,
+    "mask-rcnn-rivals-r50-c4": mask_rcnn_rivals_r50_c4,
+    "mask-rcnn-rivals-r50-c5": mask_rcnn_rivals_r50_c5,
+    "mask-rcnn-rivals-r50-fpn": mask_rcnn_rivals_r50_fpn,
     "mask-rcnn-rivals-small": mask_rcnn_rivals_small,
     "mask-rcnn-small": mask_rcnn_small,
     "mask-rcnn-x101-fpn": mask_rcnn_x101_fpn,

@@ -5,8 +5,9 @@ Source: He, Gkioxari, Dollár, Girshick, Mask R-CNN (arXiv 1703.06870v3), sec. 5
 Idea: each keypoint is a mask of its own with one pixel that is on. A softmax over the cells of a box's grid says where it is;
 nothing else about poses is known to the network. The grid is finer than that of masks, as joints are small.
 
-Differs from the paper: a keypoint's score is the height of its peak in the softmax, as in detectron2, from which are also the
-bilinear enlargement and the proposals.
+Differs from the paper, as detectron2 does: the loss of boxes is smooth (β 0.5), a RoI teaches keypoints only if one of them can
+be seen in it, the RPN learns along and gives 1500 proposals in training, and a keypoint's score is the height of its peak in
+the softmax.
 
 Legend: R RoIs of the batch · C channels · J keypoints · M side of the heatmaps, 56.
 """
@@ -21,10 +22,18 @@ from torch import Tensor, nn
 
 from maskwright.layers.backbones import Origin
 from maskwright.layers.precision import Float32ConvTranspose2d
-from maskwright.layers.roi import RoiAlign, RoiOperator, Rois
+from maskwright.layers.roi import RoiOperator, Rois
 from maskwright.structures import Instances, ResizeRule
 from maskwright.structures.keypoints import from_heatmaps, to_cells
-from maskwright.systems.mask_rcnn import FasterRCNN, MaskHead, SampledRois, pyramid_parts, small_parts, small_pool
+from maskwright.systems.mask_rcnn import (
+    FasterRCNN,
+    MaskHead,
+    SampledRois,
+    paper_pool,
+    pyramid_parts,
+    small_parts,
+    small_pool,
+)
 from maskwright.systems.rpn import Features
 from maskwright.systems.system import Count, Loss, Share
 
@@ -131,7 +140,7 @@ def _keypoint_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[
             resize=ResizeRule(short_px, long_px),
             box_beta=0.5,
         )
-        pool = RoiAlign(14, strides=parts["box_head"].pool.strides)
+        pool = paper_pool(14)
         mask = {"mask": MaskHead(256, num_classes=num_classes, pool=pool)} if has_masks else {}
         return FasterRCNN(
             **parts,

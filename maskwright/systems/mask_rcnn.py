@@ -91,7 +91,8 @@ class FasterRCNN(nn.Module):
         instance_heads: what else is learnt of each object; empty for Faster R-CNN.
         num_proposals: per image, at inference; never fewer than `max_detections`.
         num_training_proposals: per image, before sampling.
-        num_candidates: anchors of a level that proposals are chosen from, in training and, if more than these, at inference.
+        num_candidates: anchors of a level that proposals are chosen from, in training and at inference; at inference never
+            fewer than `num_proposals`.
         max_detections: per image.
     """
 
@@ -177,13 +178,12 @@ class RoiSampler:
         *,
         num_classes: int,
         per_image: int,
-        positive_fraction: float = 0.25,
         iou: float = 0.5,
         negative_from: float = 0.0,
     ) -> None:
         self.num_classes = num_classes
         self.matcher = IouMatcher(positive=iou, negative=iou, rescue_above=None, negative_from=negative_from)
-        self.sampler = BalancedSampler(per_image, positive_fraction)
+        self.sampler = BalancedSampler(per_image, positive_fraction=0.25)  # Fast R-CNN, sec. 2.3
 
     def __call__(self, proposals: list[Tensor], targets: list[Instances], generators: list[torch.Generator]) -> SampledRois:
         """Draw from proposals, xyxy px (N, 4) for each image, with the objects' own boxes added."""
@@ -456,8 +456,13 @@ class MaskHead(DeconvMaskBranch):
 
 # Sizes
 
-SMALL_STRIDES = (4, 8, 16)
+STRIDES, SMALL_STRIDES = (4, 8, 16, 32), (4, 8, 16)
 ANCHORS_FPN = {4: (32,), 8: (64,), 16: (128,), 32: (256,), 64: (512,)}  # FPN, sec. 4.1
+
+
+def paper_pool(side: int) -> RoiAlign:
+    """RoIAlign of the published sizes."""
+    return RoiAlign(side, strides=STRIDES)
 
 
 def pyramid_parts(
@@ -469,10 +474,11 @@ def pyramid_parts(
     score_threshold: float,
     resize: ResizeRule,
     box_beta: float = 0.0,
+    pool: Callable[[int], RoiOperator] = paper_pool,
 ) -> dict[str, Any]:
-    """The parts of a published size that all heads share: detectron2's R50-FPN and its deeper kin."""
-    strides, origin = (4, 8, 16, 32), ORIGINS[weights_origin]
-    body = origin.backbone(backbone, strides=strides, norm=norm)
+    """The parts of a published size that all heads share: detectron2's R50-FPN and its deeper kin; `pool` of some side."""
+    origin = ORIGINS[weights_origin]
+    body = origin.backbone(backbone, strides=STRIDES, norm=norm)
     return {
         "input": origin.input(resize),
         "backbone": body,
@@ -483,7 +489,7 @@ def pyramid_parts(
             256,
             hidden=1024,
             num_classes=num_classes,
-            pool=RoiAlign(7, strides=strides),
+            pool=pool(7),
             box_beta=box_beta,
             score_threshold=score_threshold,
         ),
@@ -512,10 +518,10 @@ def _pyramid_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[.
             score_threshold=score_threshold,
             resize=ResizeRule(short_px, long_px),
         )
-        pool = RoiAlign(14, strides=parts["box_head"].pool.strides)
+        mask = MaskHead(256, num_classes=num_classes, pool=paper_pool(14))
         return FasterRCNN(
             **parts,
-            instance_heads={"mask": MaskHead(256, num_classes=num_classes, pool=pool)} if has_masks else {},
+            instance_heads={"mask": mask} if has_masks else {},
             num_proposals=num_proposals,
             num_training_proposals=1000,
             num_candidates=(2000, 0),

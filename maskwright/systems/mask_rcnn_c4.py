@@ -6,7 +6,8 @@ detectron2, which also has DC5.
 Idea: one map of stride 16 for all sizes of objects, anchors of five sizes at each of its cells. With C4 the last stage of the
 ResNet is the head: it looks at each RoI; its mean tells class and box, a deconvolution on top of it draws the mask.
 
-Differs: in training the last stage looks at positive RoIs twice, for the box and for the mask (elsewhere: once).
+Differs: RoIs of 14×14 cells, which the stage halves, as in detectron2; the paper's 7×7, which it keeps (fig. 4), are
+`roi_side=7`. In training the last stage looks at positive RoIs twice, for the box and for the mask (elsewhere: once).
 
 Legend: R RoIs of the batch · C channels · K classes, with the background as the last of K + 1 columns · M mask side.
 """
@@ -29,14 +30,16 @@ from maskwright.systems.rpn import Features, RegionProposalNetwork
 from maskwright.systems.system import Count, Share
 
 ANCHORS_C4 = (32, 64, 128, 256, 512)  # Mask R-CNN, sec. 3.1: five scales
+STAGED_SIDE = 7
+"""Of what the last stage of a published size answers for a RoI."""
 
 
 class StagedRois(nn.Module):
     """Features of RoIs, and the last stage of the network on top of them.
 
     Args:
-        pool: to twice the side of what the stage answers.
-        stage: (R, C, S, S) → (R, 2·C, S / 2, S / 2).
+        pool: to S×S cells.
+        stage: (R, C, S, S) → (R, 2·C, S', S').
     """
 
     def __init__(self, pool: RoiOperator, stage: nn.Module) -> None:
@@ -45,7 +48,7 @@ class StagedRois(nn.Module):
         self.stage = stage
 
     def forward(self, features: Features, rois: Rois) -> Tensor:
-        """{stride: (B, C, H, W)} and R RoIs → (R, 2·C, S / 2, S / 2)."""
+        """{stride: (B, C, H, W)} and R RoIs → (R, 2·C, S', S')."""
         answer: Tensor = self.stage(self.pool(features, rois))
         return answer
 
@@ -127,6 +130,40 @@ def _c4(
 NUMBERS: dict[str, Any] = {"num_training_proposals": 2000, "num_candidates": (12000, 6000)}
 
 
+def paper_c4(
+    network: str,
+    *,
+    num_classes: int,
+    norm: Literal["frozen", "group"],
+    weights_origin: Origin,
+    pool: RoiOperator,
+    mask_head: type[StagedMaskHead] | None,
+    resize: ResizeRule,
+    **numbers: Any,
+) -> FasterRCNN:
+    """A published size; `pool` of stride 16 to 7×7 or 14×14."""
+    origin = ORIGINS[weights_origin]
+    stage = LastStage(
+        network,
+        norm=norm,
+        norm_eps=origin.norm_eps,
+        stride_in_1x1=origin.stride_in_1x1,
+        stride=pool.side // STAGED_SIDE,
+    )
+    staged = StagedRois(pool, stage)
+    return _c4(
+        origin.backbone(network, strides=(16,), norm=norm),
+        staged,
+        input=replace(origin.input(resize), size_divisor=1),
+        anchors=PyramidAnchors({16: ANCHORS_C4}),
+        width=2048,
+        mask=None if mask_head is None else mask_head(staged, width=2048, hidden=256, num_classes=num_classes),
+        num_classes=num_classes,
+        **NUMBERS,
+        **numbers,
+    )
+
+
 def _paper_c4(network: str, *, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
     """Builder of a published size."""
 
@@ -135,6 +172,7 @@ def _paper_c4(network: str, *, has_masks: bool, summary: str) -> Callable[..., F
         num_classes: int,
         norm: Literal["frozen", "group"] = "frozen",
         weights_origin: Origin = "timm",
+        roi_side: Literal[7, 14] = 14,
         per_image: Count = 512,
         max_detections: Count = 100,
         num_proposals: Count = 1000,
@@ -142,22 +180,18 @@ def _paper_c4(network: str, *, has_masks: bool, summary: str) -> Callable[..., F
         short_px: Count = 800,
         long_px: Count = 1333,
     ) -> FasterRCNN:
-        origin = ORIGINS[weights_origin]
-        stage = LastStage(network, norm=norm, norm_eps=origin.norm_eps, stride_in_1x1=origin.stride_in_1x1)
-        staged = StagedRois(RoiAlign(14, strides=(16,)), stage)
-        return _c4(
-            origin.backbone(network, strides=(16,), norm=norm),
-            staged,
-            input=replace(origin.input(ResizeRule(short_px, long_px)), size_divisor=1),
-            anchors=PyramidAnchors({16: ANCHORS_C4}),
-            width=2048,
-            mask=StagedMaskHead(staged, width=2048, hidden=256, num_classes=num_classes) if has_masks else None,
+        return paper_c4(
+            network,
             num_classes=num_classes,
+            norm=norm,
+            weights_origin=weights_origin,
+            pool=RoiAlign(roi_side, strides=(16,)),
+            mask_head=StagedMaskHead if has_masks else None,
+            resize=ResizeRule(short_px, long_px),
             per_image=per_image,
             score_threshold=score_threshold,
             num_proposals=num_proposals,
             max_detections=max_detections,
-            **NUMBERS,
         )
 
     build.__doc__ = summary
@@ -169,10 +203,10 @@ faster_rcnn_r101_c4 = _paper_c4("resnet101", has_masks=False, summary="Faster R-
 mask_rcnn_r50_c4 = _paper_c4(
     "resnet50",
     has_masks=True,
-    summary="Mask R-CNN with ResNet-50-C4: 35.9 M parameters at 80 classes (table 2a). The paper's: `per_image=64`.",
+    summary="Mask R-CNN with ResNet-50-C4: 35.9 M parameters at 80 classes (table 2a). The paper's: `per_image=64 roi_side=7`.",
 )
 mask_rcnn_r101_c4 = _paper_c4(
-    "resnet101", has_masks=True, summary="Mask R-CNN with ResNet-101-C4: 54.9 M parameters at 80 classes (table 2a)."
+    "resnet101", has_masks=True, summary="Mask R-CNN with ResNet-101-C4: 54.8 M parameters at 80 classes (table 2a)."
 )
 
 

@@ -5,6 +5,8 @@ that of a fully convolutional network (arXiv 1411.4038), with the background as 
 
     maskwright compare "mask-rcnn-rivals-small arguments.roi=pool" "mask-rcnn-rivals-small arguments.roi=align" --data nuclei
 
+Differs: the paper's tables come from an RPN trained alone, these learn with it.
+
 Legend: R RoIs of the batch · C channels · K classes · M mask side.
 """
 
@@ -17,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.layers.backbones import Backbone
+from maskwright.layers.backbones import ORIGINS, Backbone
 from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.precision import Float32Conv2d, Float32Linear
@@ -35,6 +37,7 @@ from maskwright.structures import InputSpec, Instances, ResizeRule
 from maskwright.systems.keypoint_rcnn import KeypointHead
 from maskwright.systems.mask_rcnn import (
     SMALL_STRIDES,
+    STRIDES,
     BoxHead,
     DeconvMaskBranch,
     FasterRCNN,
@@ -42,15 +45,16 @@ from maskwright.systems.mask_rcnn import (
     MaskHead,
     RoiSampler,
     SampledRois,
+    pyramid_parts,
     small_parts,
 )
-from maskwright.systems.mask_rcnn_c4 import StagedMaskHead, small_c4
+from maskwright.systems.mask_rcnn_c4 import ANCHORS_C4, NUMBERS, StagedMaskHead, paper_c4, small_c4
 from maskwright.systems.rpn import Features, RegionProposalNetwork
 from maskwright.systems.system import Count, Loss, Share
 
 
 class Agnostic(DeconvMaskBranch):
-    """One mask for each RoI, whatever its class (sec. 4.2, class-agnostic masks): of the head named next to it."""
+    """Before a mask head: one mask for each RoI, whatever its class (sec. 4.2, class-agnostic masks)."""
 
     CLASS_ROWS: ClassVar[dict[str, int]] = {}
 
@@ -63,7 +67,7 @@ class Agnostic(DeconvMaskBranch):
 
 
 class Softmax(DeconvMaskBranch):
-    """Classes compete for each pixel, and with the background (table 2b, multinomial): of the head named next to it."""
+    """Before a mask head: classes compete for each pixel, and with the background (table 2b, multinomial)."""
 
     def __init__(self, seen: Any, *, num_classes: int, **options: Any) -> None:
         super().__init__(seen, num_classes=num_classes, **options)  # type: ignore[call-arg]
@@ -86,11 +90,11 @@ class Softmax(DeconvMaskBranch):
 
 
 class AgnosticMaskHead(Agnostic, MaskHead):
-    """On a pyramid."""
+    """Of convolutions."""
 
 
 class SoftmaxMaskHead(Softmax, MaskHead):
-    """On a pyramid."""
+    """Of convolutions."""
 
 
 class AgnosticStagedMaskHead(Agnostic, StagedMaskHead):
@@ -142,7 +146,7 @@ class MlpMaskHead(MaskBranch):
         return logits[torch.arange(len(labels), device=labels.device), labels]
 
 
-# Small sizes
+# Sizes
 
 Operator = Literal["align", "align-max", "align-legacy", "pool", "warp", "warp-mean"]
 ROI_OPERATORS: dict[Operator, Callable[..., RoiOperator]] = {
@@ -153,26 +157,181 @@ ROI_OPERATORS: dict[Operator, Callable[..., RoiOperator]] = {
     "warp": lambda side, strides: ByLevel({stride: RoundedRoiWarp(side, stride=stride) for stride in strides}),
     "warp-mean": lambda side, strides: ByLevel({stride: MeanRoiWarp(side, stride=stride) for stride in strides}),
 }
-MASK_HEADS: dict[str, Callable[..., MaskBranch]] = {
+Mask = Literal["sigmoid", "softmax", "agnostic", "mlp", "mlp-3"]
+MASK_HEADS: dict[Mask, Callable[..., MaskBranch]] = {
     "sigmoid": MaskHead,
     "softmax": SoftmaxMaskHead,
     "agnostic": AgnosticMaskHead,
+    "mlp": MlpMaskHead,
+    "mlp-3": partial(MlpMaskHead, depth=3),
+}
+SMALL_MASK_HEADS: dict[Mask, Callable[..., MaskBranch]] = {
+    **MASK_HEADS,
     "mlp": partial(MlpMaskHead, hidden=25),
     "mlp-3": partial(MlpMaskHead, hidden=25, depth=3),
 }
-STAGED_MASK_HEADS: dict[str, type[StagedMaskHead]] = {
+StagedMask = Literal["sigmoid", "softmax", "agnostic"]
+STAGED_MASK_HEADS: dict[StagedMask, type[StagedMaskHead]] = {
     "sigmoid": StagedMaskHead,
     "softmax": SoftmaxStagedMaskHead,
     "agnostic": AgnosticStagedMaskHead,
 }
-ONE_STRIDE = 16  # the small body has no coarser map; the paper's is of stride 32
+
+
+def mask_rcnn_rivals_r50_fpn(
+    *,
+    num_classes: int,
+    roi: Operator = "align",
+    mask: Mask = "sigmoid",
+    norm: Literal["frozen", "group"] = "frozen",
+    max_detections: Count = 100,
+    num_proposals: Count = 1000,
+    score_threshold: Share = 0.05,
+    short_px: Count = 800,
+    long_px: Count = 1333,
+) -> FasterRCNN:
+    """Mask R-CNN, ResNet-50 and FPN, with the parts it was compared with (table 2e): 44.3 M parameters at 80 classes."""
+    pool = partial(ROI_OPERATORS[roi], strides=STRIDES)
+    parts = pyramid_parts(
+        "resnet50",
+        num_classes=num_classes,
+        norm=norm,
+        weights_origin="timm",
+        score_threshold=score_threshold,
+        resize=ResizeRule(short_px, long_px),
+        pool=pool,
+    )
+    return FasterRCNN(
+        **parts,
+        instance_heads={"mask": MASK_HEADS[mask](256, num_classes=num_classes, pool=pool(14))},
+        num_proposals=num_proposals,
+        num_training_proposals=1000,
+        num_candidates=(2000, 0),
+        max_detections=max_detections,
+    )
+
+
+def mask_rcnn_rivals_r50_c4(
+    *,
+    num_classes: int,
+    roi: Operator = "align",
+    mask: StagedMask = "sigmoid",
+    norm: Literal["frozen", "group"] = "frozen",
+    max_detections: Count = 100,
+    num_proposals: Count = 300,
+    score_threshold: Share = 0.05,
+    short_px: Count = 800,
+    long_px: Count = 1333,
+) -> FasterRCNN:
+    """The same on C4 as the paper has it, 64 RoIs of 7×7 cells (tables 2b, 2c): 35.9 M parameters at 80 classes."""
+    return paper_c4(
+        "resnet50",
+        num_classes=num_classes,
+        norm=norm,
+        weights_origin="timm",
+        pool=ROI_OPERATORS[roi](7, strides=(16,)),
+        mask_head=STAGED_MASK_HEADS[mask],
+        resize=ResizeRule(short_px, long_px),
+        per_image=64,
+        score_threshold=score_threshold,
+        num_proposals=num_proposals,
+        max_detections=max_detections,
+    )
+
+
+def mask_rcnn_rivals_r50_c5(
+    *,
+    num_classes: int,
+    roi: Operator = "align",
+    norm: Literal["frozen", "group"] = "frozen",
+    max_detections: Count = 100,
+    num_proposals: Count = 1000,
+    score_threshold: Share = 0.05,
+    short_px: Count = 800,
+    long_px: Count = 1333,
+) -> FasterRCNN:
+    """The heads of a pyramid on the last map alone, of stride 32 (table 2d): 172.4 M parameters at 80 classes."""
+    return _one_map(
+        ORIGINS["timm"].backbone("resnet50", strides=(32,), norm=norm),
+        roi,
+        input=ORIGINS["timm"].input(ResizeRule(short_px, long_px)),
+        sizes=ANCHORS_C4,
+        hidden=(1024, 256),
+        num_classes=num_classes,
+        per_image=512,
+        score_threshold=score_threshold,
+        num_proposals=num_proposals,
+        max_detections=max_detections,
+        **NUMBERS,
+    )
+
+
+def keypoint_rcnn_rivals_r50_fpn(
+    *,
+    num_classes: int,
+    num_keypoints: Count = 17,
+    roi: Operator = "align",
+    norm: Literal["frozen", "group"] = "frozen",
+    max_detections: Count = 100,
+    num_proposals: Count = 1000,
+    score_threshold: Share = 0.05,
+    short_px: Count = 800,
+    long_px: Count = 1333,
+) -> FasterRCNN:
+    """Keypoint R-CNN, ResNet-50 and FPN, with other RoI operators (table 6): 59.1 M parameters for persons."""
+    pool = partial(ROI_OPERATORS[roi], strides=STRIDES)
+    parts = pyramid_parts(
+        "resnet50",
+        num_classes=num_classes,
+        norm=norm,
+        weights_origin="timm",
+        score_threshold=score_threshold,
+        resize=ResizeRule(short_px, long_px),
+        box_beta=0.5,
+        pool=pool,
+    )
+    return FasterRCNN(
+        **parts,
+        instance_heads={"keypoint": KeypointHead(256, num_keypoints=num_keypoints, pool=pool(14))},
+        num_proposals=num_proposals,
+        num_training_proposals=1500,
+        num_candidates=(2000, 0),
+        max_detections=max_detections,
+    )
+
+
+def _one_map(
+    body: Backbone,
+    roi: Operator,
+    *,
+    input: InputSpec,
+    sizes: tuple[int, ...],
+    hidden: tuple[int, int],
+    num_classes: int,
+    per_image: int,
+    score_threshold: float,
+    **numbers: Any,
+) -> FasterRCNN:
+    """The heads of a pyramid on one map; units of the box head and channels of the mask head."""
+    ((stride, channels),) = body.channels.items()
+    pool = partial(ROI_OPERATORS[roi], strides=(stride,))
+    return FasterRCNN(
+        input=input,
+        backbone=body,
+        fpn=nn.Identity(),
+        rpn=RegionProposalNetwork(channels, anchors=PyramidAnchors({stride: sizes})),
+        roi_sampler=RoiSampler(num_classes=num_classes, per_image=per_image),
+        box_head=BoxHead(channels, hidden=hidden[0], num_classes=num_classes, pool=pool(7), score_threshold=score_threshold),
+        instance_heads={"mask": MaskHead(channels, hidden=hidden[1], num_classes=num_classes, pool=pool(14))},
+        **numbers,
+    )
 
 
 def mask_rcnn_rivals_small(
     *,
     num_classes: int,
     roi: Operator = "align",
-    mask: Literal["sigmoid", "softmax", "agnostic", "mlp", "mlp-3"] = "sigmoid",
+    mask: Mask = "sigmoid",
     max_detections: Count = 300,
     num_proposals: Count = 500,
     score_threshold: Share = 0.05,
@@ -184,7 +343,7 @@ def mask_rcnn_rivals_small(
     sizes = {"score_threshold": score_threshold, "short_px": short_px, "long_px": long_px}
     return FasterRCNN(
         **small_parts(num_classes=num_classes, pool=pool, **sizes),  # type: ignore[arg-type]
-        instance_heads={"mask": MASK_HEADS[mask](128, num_classes=num_classes, pool=pool(14))},
+        instance_heads={"mask": SMALL_MASK_HEADS[mask](128, num_classes=num_classes, pool=pool(14))},
         num_proposals=num_proposals,
         num_training_proposals=500,
         num_candidates=(1000, 0),
@@ -196,7 +355,7 @@ def mask_rcnn_rivals_c4_small(
     *,
     num_classes: int,
     roi: Operator = "align",
-    mask: Literal["sigmoid", "softmax", "agnostic"] = "sigmoid",
+    mask: StagedMask = "sigmoid",
     max_detections: Count = 300,
     num_proposals: Count = 500,
     score_threshold: Share = 0.05,
@@ -226,17 +385,16 @@ def mask_rcnn_rivals_c5_small(
     short_px: Count = 512,
     long_px: Count = 1024,
 ) -> FasterRCNN:
-    """The heads of a pyramid on the last map alone, where a quantized RoI loses most (table 2d): 4.7 M parameters."""
-    body, pool = Backbone("resnet18", strides=(ONE_STRIDE,), norm="group"), partial(ROI_OPERATORS[roi], strides=(ONE_STRIDE,))
-    (channels,) = body.channels.values()
-    return FasterRCNN(
+    """The heads of a pyramid on the last map alone, of stride 16 (table 2d): 4.7 M parameters."""
+    return _one_map(
+        Backbone("resnet18", strides=(16,), norm="group"),
+        roi,
         input=InputSpec(resize=ResizeRule(short_px, long_px)),
-        backbone=body,
-        fpn=nn.Identity(),
-        rpn=RegionProposalNetwork(channels, anchors=PyramidAnchors({ONE_STRIDE: (24, 48, 96, 192, 384)})),
-        roi_sampler=RoiSampler(num_classes=num_classes, per_image=128),
-        box_head=BoxHead(channels, hidden=64, num_classes=num_classes, pool=pool(7), score_threshold=score_threshold),
-        instance_heads={"mask": MaskHead(channels, hidden=96, num_classes=num_classes, pool=pool(14))},
+        sizes=(24, 48, 96, 192, 384),
+        hidden=(64, 96),
+        num_classes=num_classes,
+        per_image=128,
+        score_threshold=score_threshold,
         num_proposals=num_proposals,
         num_training_proposals=500,
         num_candidates=(2000, 1000),

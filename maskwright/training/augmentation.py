@@ -25,7 +25,7 @@ def augmentation(options: AugmentOptions, spec: InputSpec, schema: KeypointSchem
     if options.crop_px is not None:
         steps.append(ScaleJitterCrop(spec.resize, options.crop_px, *options.jitter))
     if options.short_sides:
-        steps.append(ShortSide(options.short_sides, spec.resize.long_px))
+        steps.append(ShortSide(options.short_sides, spec.resize))
     return Compose([*steps, *_mirrors(options, schema), *_colors(options)])
 
 

@@ -172,7 +172,7 @@ def _train_stage(run: _Run, stage: Stage, state: dict[str, Tensor] | None) -> De
     per_epoch = len(source.batches(0))
     total = max(1, round(stage.epochs * per_epoch))
     batches = _batches(run, stage, source)
-    run.console.print(f"training: {stage.in_words(total, run.processes.count)}", highlight=False)
+    run.console.print(f"training: {total:,} {stage.in_words(run.processes.count)}", highlight=False)
     if run.step == 0:
         _save_last(run, optimizer)  # so that a run can be resumed from its first moment
         if run.processes.is_first:

@@ -56,7 +56,7 @@ def build_optimizer(system: System, options: OptimizerOptions) -> torch.optim.Op
 
 
 def learning_rate_factor(schedule: ScheduleOptions, step: int, total: int) -> float:
-    """What the learning rate is multiplied by at a step of a stage."""
+    """What the learning rate is multiplied by at a step of a stage; the warm-up never takes more than a tenth of it."""
     factor = 1.0
     if schedule.kind == "step":
         passed = sum(step >= drop * total for drop in schedule.drops)

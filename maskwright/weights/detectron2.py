@@ -2,12 +2,14 @@
 R101), in our names.
 
 Its zoo's .pkl files and checkpoints of its training (.pth) have the same names. Rows of classes lie as ours do, the background
-last. In its zoo ResNet-50 and -101 have the stage stride in the 1×1 convolution and take BGR pixels; so does ResNeXt, but its
-pixels are divided by a standard deviation and its strides lie in the 3×3 convolution. A model trained from torchvision's
-ResNets has its strides there too, and RGB pixels, under the same names; older files hold mean and std of pixels, newer do not.
+last. What the names do not tell is whose ResNet it began with. The zoo's ResNet-50 and -101 have the stage stride in the 1×1
+convolution and take BGR pixels with std 1; its ResNeXt has it in the 3×3 convolution and takes BGR pixels with a std;
+torchvision's ResNets have it in the 3×3 convolution and take RGB pixels. Older files hold the mean and std of their pixels,
+which decides; for newer ones the zoo's is assumed.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,20 +90,22 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     kind = f"{'mask-' if has_masks else ''}keypoint" if has_points else "mask" if has_masks else "faster"
     count = _shape(state, "roi_heads.box_predictor.cls_score.weight", 2)[0] - 1
     names, ids = _classes(count, has_points=has_points)
-    arguments = {"num_classes": count}
+    arguments: dict[str, Any] = {"num_classes": count}
     points = None
     if has_points:
         points = person_keypoints(state.get("roi_heads.keypoint_head.score_lowres.weight"))
         arguments["num_keypoints"] = len(points.names)
     system = f"{kind}-rcnn-{'x101' if is_resnext else depth}-{on_top}"
-    assumed = {"weights_origin": _origin(state, is_resnext=is_resnext)}
+    assumed = {}
+    if {"pixel_mean", "pixel_std"} <= state.keys():
+        arguments["weights_origin"] = _origin(state)
+    else:
+        assumed["weights_origin"] = "detectron2-x101" if is_resnext else "detectron2"  # as in the zoo
     return Converted(tensors, system=system, arguments=arguments, names=names, ids=ids, keypoints=points, assumed=assumed)
 
 
-def _origin(state: Mapping[str, Tensor], *, is_resnext: bool) -> str:
-    """Whose ResNet it was trained from: by its pixels where the file has them, else as in the zoo."""
-    if not {"pixel_mean", "pixel_std"} <= state.keys():
-        return "detectron2-x101" if is_resnext else "detectron2"
+def _origin(state: Mapping[str, Tensor]) -> str:
+    """Whose ResNet it was trained from, by the mean and std of its pixels."""
     found = torch.cat([state[f"pixel_{part}"].flatten().to(torch.float32) for part in ("mean", "std")])
     for name, wanted in _PIXELS.items():
         if found.shape == (6,) and torch.allclose(found, found.new_tensor(wanted), atol=0.01):

@@ -19,24 +19,28 @@ CODES = frozenset(f"{kind}{size}" for kind in "iuf" for size in (1, 2, 4, 8)) - 
 """Of numbers, as numpy names them without byte order."""
 
 
+class _RefusedError(ValueError):
+    """What a pickle holds and is not read."""
+
+
 class _Type:
     """A dtype: numbers of some size and byte order."""
 
     def __init__(self, code: str, *_: object) -> None:
         if code not in CODES:
-            raise ValueError(f"holds an array of {code!r}, expected numbers")
+            raise _RefusedError(f"holds an array of {code!r}, expected numbers")
         self.code, self.order = code, "<"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] not in ("<", ">", "|", "="):
-            raise ValueError("holds an array of a damaged type")
+            raise _RefusedError("holds an array of a damaged type")
         self.order = state[1]
 
     def read(self, content: bytes | bytearray | str) -> npt.NDArray[Any]:
         """Numbers one after the other; Python 2 wrote bytes as texts."""
         data = content.encode("latin1") if isinstance(content, str) else content
         if not isinstance(data, (bytes, bytearray)):
-            raise ValueError("holds an array of Python's objects, expected numbers")
+            raise _RefusedError("holds an array of Python's objects, expected numbers")
         return np.frombuffer(data, dtype=np.dtype(self.order + self.code))
 
 
@@ -49,7 +53,7 @@ class _Array:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, is_fortran, content = state
         if not isinstance(kind, _Type) or not all(isinstance(side, int) and side >= 0 for side in shape):
-            raise ValueError("holds a damaged array")
+            raise _RefusedError("holds a damaged array")
         self.array = kind.read(content).reshape(shape, order="F" if is_fortran else "C")
 
 
@@ -89,7 +93,7 @@ class _MakeNumber(_Name):
 
     def __call__(self, kind: Any, content: Any = b"") -> float | int:
         if not isinstance(kind, _Type):
-            raise ValueError("holds a damaged number")
+            raise _RefusedError("holds a damaged number")
         number: float | int = kind.read(content)[0].item()
         return number
 
@@ -99,7 +103,7 @@ class _Encode(_Name):
 
     def __call__(self, text: str, encoding: str) -> bytes:
         if encoding != "latin1":
-            raise ValueError(f"holds text encoded as {encoding}")
+            raise _RefusedError(f"holds text encoded as {encoding}")
         return text.encode("latin1")
 
 
@@ -149,12 +153,12 @@ def _check_program(data: bytes) -> None:
     tuples = 0
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
-            raise ValueError("holds a place number beyond its own length")
+            raise _RefusedError("holds a place number beyond its own length")
         if opcode.name.startswith(("EXT", "FROZENSET", "EMPTY_SET")):
-            raise ValueError(f"holds {opcode.name}")
+            raise _RefusedError(f"holds {opcode.name}")
         tuples += opcode.name.startswith("TUPLE")
     if tuples > MOST_TUPLES:
-        raise ValueError(f"holds {tuples} tuples")
+        raise _RefusedError(f"holds {tuples} tuples")
 
 
 class _Reader(pickle.Unpickler):
@@ -165,7 +169,7 @@ class _Reader(pickle.Unpickler):
             ValueError: it is not one that arrays are made with.
         """
         if (module, name) not in _KNOWN:
-            raise ValueError(f"holds {module}.{name}")
+            raise _RefusedError(f"holds {module}.{name}")
         return _KNOWN[module, name]
 
 
@@ -177,14 +181,9 @@ def read_pickle(path: Path) -> Any:
     """
     data = path.read_bytes()
     try:
-        try:
-            _check_program(data)
-        except ValueError as error:
-            if "holds" not in str(error):  # pickletools' own words for one that is cut off or none at all
-                raise EOFError from None
-            raise
+        _check_program(data)
         return _Tensors()(_Reader(io.BytesIO(data), encoding="latin1").load())
-    except ValueError as error:
+    except _RefusedError as error:
         raise ValueError(
             f"{path}: {error}; only arrays of numbers and plain containers are read: anything else could run code"
         ) from None
@@ -218,7 +217,7 @@ class _Tensors:
 
 def _tensor(value: _Array) -> Tensor:
     if value.array is None:
-        raise ValueError("holds an array without content")
+        raise _RefusedError("holds an array without content")
     array = value.array
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)

@@ -58,8 +58,38 @@ def test_scale_jitter_hits_the_scale_and_the_window(seed):
 
 
 def test_short_side_is_drawn_from_the_list():
-    sizes = {ShortSide((64, 96), 400)(sample(), torch.Generator().manual_seed(s)).input_size for s in range(20)}
+    sizes = {ShortSide((64, 96), ResizeRule(80, 400))(sample(), torch.Generator().manual_seed(s)).input_size for s in range(20)}
     assert sizes == {(64, 96), (96, 144)}
+
+
+def test_short_side_rounds_as_the_input_does():
+    sizes = {}
+    for rounding in ("half_up", "floor"):
+        drawn = ShortSide((800,), ResizeRule(640, 1333, rounding=rounding))
+        sizes[rounding] = drawn(sample(size=(480, 640)), torch.Generator()).input_size
+    assert sizes == {"half_up": (800, 1067), "floor": (800, 1066)}
+
+
+def test_scale_jitter_draws_all_scales_and_places():
+    """What is even on a logarithmic axis has its middle at the geometric mean."""
+    transform = ScaleJitterCrop(SPEC.resize, 64, 0.5, 2.0)
+    scales, corners = [], set()
+    rows, columns = torch.meshgrid(torch.arange(60), torch.arange(90), indexing="ij")
+    for seed in range(300):
+        numbered = sample()
+        numbered.image[..., 1], numbered.image[..., 2] = rows, columns  # every pixel says where it was
+        moved = transform(numbered, torch.Generator().manual_seed(seed))
+        scales.append(moved.input_size[0] / moved.image.shape[0])
+        top, left = moved.image[0, 0, 1:].tolist()
+        bottom, right = moved.image[-1, -1, 1:].tolist()
+        corners.add((top == 0, left == 0, bottom == 59, right == 89))
+    logs = torch.tensor(scales).div(1.6).log2()
+    assert logs.min() < -0.95
+    assert logs.max() > 0.95
+    assert abs(logs.mean()) < 0.1
+    assert corners >= {(False, False, False, False), (True, False, False, False), (False, False, True, False)}
+    assert any(left for _, left, *_ in corners)
+    assert any(right for *_, right in corners)
 
 
 def test_same_generator_same_augmentation():
@@ -88,6 +118,28 @@ def test_color_jitter_leaves_shape_and_instances():
         sample(), torch.Generator().manual_seed(0)
     )
     assert torch.equal(never.image, sample().image)
+    assert torch.equal(changed.instances.boxes, sample().instances.boxes)
+
+
+@pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "hue"])
+def test_each_kind_of_color_change_does_what_it_is_called(kind):
+    colorful = sample()
+    colorful.image[..., 1], colorful.image[..., 2] = 40, 90
+    strengths = {name: 0.5 * (name == kind) for name in ("brightness", "contrast", "saturation", "hue")}
+    jitter = ColorJitter(**strengths, p=1.0)
+    changed = jitter(colorful, torch.Generator().manual_seed(1)).image.float()
+    before = colorful.image.float()
+    assert not torch.equal(changed, before)
+    factor = changed[changed > 0] / before[changed > 0]
+    grey = [image @ torch.tensor([0.2989, 0.587, 0.114]) for image in (before, changed)]
+    if kind == "brightness":  # all by the same factor, but for rounding and the ends of the scale
+        assert factor[changed[changed > 0] < 250].std() < 0.05
+    elif kind == "saturation":
+        assert (grey[1] - grey[0]).abs().max() < 2
+    elif kind == "contrast":  # the mean stays
+        assert abs(float(grey[1].mean() - grey[0].mean())) < 8
+    else:
+        assert torch.allclose(changed.amax(dim=2), before.amax(dim=2), atol=2)
 
 
 def test_flip_needs_the_schema_of_keypoints():

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -32,6 +33,18 @@ LN2 = math.log(2)
 def test_parameter_counts_are_those_of_the_release(name, parameters):
     with torch.device("meta"):
         assert sum(p.numel() for p in SYSTEMS[name](num_classes=80).parameters()) == parameters
+
+
+SIZED = {name: words for name, build in SYSTEMS.items() if (words := re.search(r"([\d.]+) M parameters", build.__doc__ or ""))}
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_the_size_a_system_names_is_its_own(name):
+    counts = []
+    for num_classes in (1, 20, 80):  # persons, VOC, COCO
+        with torch.device("meta"):
+            counts.append(sum(p.numel() for p in SYSTEMS[name](num_classes=num_classes).parameters()) / 1e6)
+    assert min(abs(float(SIZED[name][1]) - count) for count in counts) <= 0.05
 
 
 @pytest.mark.parametrize("name", [n for n in SYSTEMS if n.endswith("-small")])

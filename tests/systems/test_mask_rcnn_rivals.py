@@ -10,7 +10,14 @@ from maskwright.layers.roi import ByLevel, MeanRoiWarp, RoiAlign, RoiAlignMax, R
 from maskwright.structures import Instances, Masks
 from maskwright.systems import SYSTEMS
 from maskwright.systems.mask_rcnn import MaskHead, SampledRois
-from maskwright.systems.mask_rcnn_rivals import AgnosticMaskHead, MlpMaskHead, SoftmaxMaskHead
+from maskwright.systems.mask_rcnn_rivals import (
+    ROI_OPERATORS,
+    AgnosticMaskHead,
+    AgnosticStagedMaskHead,
+    MlpMaskHead,
+    SoftmaxMaskHead,
+    SoftmaxStagedMaskHead,
+)
 from tests.contract.test_contract import batch_of, objects, total
 
 STRIDES = (4, 8)
@@ -169,6 +176,44 @@ def test_roi_operators_of_other_heads_are_those_asked_for(name, roi):
     pools = [system.box_head.pool, *(head.pool for head in system.instance_heads.values())]
     assert {type(pool).__name__ for pool in pools} == {names.get(roi, "ByLevel")}
     assert {pool.strides for pool in pools} == {(16,) if "c5" in name else (4, 8, 16)}
+
+
+@pytest.mark.parametrize("side", [7, 14])
+@pytest.mark.parametrize("roi", OPERATORS)
+def test_names_of_operators_stand_for_what_they_say(roi, side):
+    pool = ROI_OPERATORS[roi](side, strides=(8, 16))
+    assert (pool.side, pool.strides) == (side, (8, 16))
+    if roi.startswith("align"):
+        assert type(pool) is (RoiAlignMax if roi == "align-max" else RoiAlign)
+        assert (pool.aligned, pool.sampling_ratio) == (roi != "align-legacy", 2)
+    else:
+        wanted = {"pool": RoiPool, "warp": RoundedRoiWarp, "warp-mean": MeanRoiWarp}[roi]
+        assert [type(operator) for operator in pool.operators] == [wanted, wanted]
+        assert [operator.stride for operator in pool.operators] == [8, 16]
+
+
+@pytest.mark.parametrize("roi", OPERATORS)
+def test_published_sizes_have_the_operator_in_every_head(roi):
+    for kind, side in (("mask-rcnn-rivals-r50-fpn", 14), ("mask-rcnn-rivals-r50-c5", 14), ("keypoint-rcnn-rivals-r50-fpn", 14)):
+        with torch.device("meta"):
+            system = SYSTEMS[kind](num_classes=1, roi=roi)
+        heads = [system.box_head.pool, *(head.pool for head in system.instance_heads.values())]
+        assert [str(pool) for pool in heads] == [str(ROI_OPERATORS[roi](s, strides=heads[0].strides)) for s in (7, side)]
+        assert heads[0].strides == ((32,) if "c5" in kind else (4, 8, 16, 32))
+    with torch.device("meta"):
+        staged = SYSTEMS["mask-rcnn-rivals-r50-c4"](num_classes=1, roi=roi).box_head.staged
+    assert str(staged.pool) == str(ROI_OPERATORS[roi](7, strides=(16,)))
+
+
+def test_published_mask_branches():
+    for mask, hidden in (("mlp", 2), ("mlp-3", 3)):
+        with torch.device("meta"):
+            head = SYSTEMS["mask-rcnn-rivals-r50-fpn"](num_classes=80, mask=mask).instance_heads["mask"]
+        assert [layer.out_features for layer in head.layers] == [1024] * hidden
+        assert (head.layers[0].in_features, head.predictor.out_features) == (14 * 14 * 256, 80 * 28 * 28)
+    for mask, wanted in (("softmax", SoftmaxStagedMaskHead), ("agnostic", AgnosticStagedMaskHead)):
+        with torch.device("meta"):
+            assert type(SYSTEMS["mask-rcnn-rivals-r50-c4"](num_classes=80, mask=mask).instance_heads["mask"]) is wanted
 
 
 def test_an_mlp_has_about_as_many_parameters_as_the_convolutions():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from maskwright.layers.assignment import IouMatcher, SampledMeanSampler
-from maskwright.layers.backbones import Backbone
+from maskwright.layers.backbones import Backbone, LastStage
 from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.grids import CaffeAnchors, PyramidAnchors
 from maskwright.layers.norms import FrozenNorm
@@ -63,8 +63,30 @@ def test_constants(name, kept, candidates, betas, divisor):
 
 def test_c4_of_the_paper():
     recipe = find_recipe("mask-rcnn-r50-c4-paper")
-    assert recipe.arguments == {"per_image": 64, "num_proposals": 300}
-    assert built(recipe.system, **recipe.arguments).roi_sampler.sampler.count == 64
+    assert recipe.arguments == {"roi_side": 7, "per_image": 64, "num_proposals": 300}
+    paper, usual = built(recipe.system, **recipe.arguments), built(recipe.system)
+    assert paper.roi_sampler.sampler.count == 64
+    assert count(paper) == count(usual)
+    for system, side in ((paper, 7), (usual, 14)):  # fig. 4: both answer 7×7, and masks of 14×14
+        staged = system.box_head.staged
+        assert staged.pool.side == side
+        assert staged.stage(torch.zeros(2, 1024, side, side, device="meta")).shape == (2, 2048, 7, 7)
+
+
+@pytest.mark.parametrize("origin", ["timm", "detectron2"])
+def test_the_last_stage_with_stride_1_is_that_of_a_larger_map(origin):
+    """Every second cell of what the stage of stride 1 sees first is what that of stride 2 sees."""
+    moved = origin == "detectron2"
+    whole, kept = (LastStage("resnet18", norm="group", stride=stride) for stride in (2, 1))
+    kept.load_state_dict(whole.state_dict())
+    strides = {stage: {c.stride for c in stage.modules() if isinstance(c, nn.Conv2d)} for stage in (whole, kept)}
+    assert strides == {whole: {(1, 1), (2, 2)}, kept: {(1, 1)}}
+    deep = LastStage("resnet50", norm="group", stride=1, stride_in_1x1=moved)
+    assert {c.stride for c in deep.modules() if isinstance(c, nn.Conv2d)} == {(1, 1)}
+    x = torch.randn(1, 256, 14, 14)
+    with torch.no_grad():
+        assert torch.allclose(whole.blocks[0].conv1(x), kept.blocks[0].conv1(x)[..., ::2, ::2], atol=1e-5)
+        assert torch.allclose(whole.blocks[0].downsample[0](x), kept.blocks[0].downsample[0](x)[..., ::2, ::2], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,8 @@ def test_what_does_not_fit_is_named(theirs, tmp_path):
         "proposal_generator.anchor_generator.cell_anchors.0": torch.zeros(3, 4),
     }
     assert convert(usual).tensors.keys() == convert(state).tensors.keys()
-    assert convert(usual).assumed == convert(state).assumed == {"weights_origin": "detectron2"}
+    assert convert(state).assumed == {"weights_origin": "detectron2"}
+    assert (convert(usual).arguments["weights_origin"], convert(usual).assumed) == ("detectron2", {})
 
 
 def test_whose_resnet_it_was_is_told_by_the_pixels_or_by_the_user(theirs, tmp_path):
@@ -330,14 +331,21 @@ def test_whose_resnet_it_was_is_told_by_the_pixels_or_by_the_user(theirs, tmp_pa
         "pixel_mean": torch.tensor([123.675, 116.280, 103.530]),
         "pixel_std": torch.tensor([58.395, 57.120, 57.375]),
     }
-    assert convert(of_torchvision).assumed == {"weights_origin": "timm"}
+    assert (convert(of_torchvision).arguments["weights_origin"], convert(of_torchvision).assumed) == ("timm", {})
+    said, arguments = [], {"weights_origin": "detectron2"}
+    told = write(tmp_path / "told.pkl", of_torchvision)
+    card = import_weights(told, system="mask-rcnn-r50-fpn", out=tmp_path / "told", say=said.append)
+    assert card.arguments["weights_origin"] == "timm"
+    assert not any("assumed" in line for line in said)
+    with pytest.raises(ValueError, match="cannot be set: the file tells whose weights they are"):
+        import_weights(told, system="mask-rcnn-r50-fpn", out=tmp_path / "not", arguments=arguments)
     with pytest.raises(ValueError, match=r"mean and std 1, 2, 3, 4, 5, 6, which no ResNet here has"):
         convert({**state, "pixel_mean": torch.tensor([1.0, 2, 3]), "pixel_std": torch.tensor([4.0, 5, 6])})
     file = write(tmp_path / "mine.pkl", state)
     said = []
     card = import_weights(file, system="mask-rcnn-r50-fpn", out=tmp_path / "a", say=said.append)
     assert card.arguments["weights_origin"] == "detectron2"
-    assert any("weights_origin=detectron2, as the file does not tell otherwise" in line for line in said)
+    assert any("weights_origin=detectron2 is assumed, as the file does not tell" in line for line in said)
     arguments = {"weights_origin": "timm"}
     card = import_weights(file, system="mask-rcnn-r50-fpn", out=tmp_path / "b", arguments=arguments, say=said.append)
     assert (card.input.channel_order, card.input.value_range) == ("rgb", 1)
