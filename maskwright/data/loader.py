@@ -48,12 +48,16 @@ def prepare(sample: Sample, spec: InputSpec) -> tuple[torch.Tensor, Instances]:
 
 
 class Row(NamedTuple):
-    """A prepared image: its sample, pixels (3, h, w), objects in the input frame, key for random draws, and weight.
+    """A prepared image, without the file's own pixels: many rows wait for their batch.
 
-    Patches have a kind.
+    Its id and name, size and proposals before resizing, pixels (3, h, w), objects in the input frame, key for random draws, and
+    weight. Patches have a kind.
     """
 
-    sample: Sample
+    id: int
+    name: str
+    original_size: tuple[int, int]
+    proposals: Instances | None
     pixels: torch.Tensor
     instances: Instances
     key: int
@@ -102,7 +106,8 @@ class TrainingImages(Dataset[Row | str]):
         key = key_of(self.seed, address.epoch, sample.id)
         sample = self.transform(sample, torch.Generator().manual_seed(key))
         pixels, instances = prepare(sample, self.spec)
-        return Row(sample, pixels, instances, key, address.weight)
+        size = sample.instances.image_size
+        return Row(sample.id, sample.name, size, sample.proposals, pixels, instances, key, address.weight)
 
     def collate(self, answers: Sequence[Row | str]) -> Batch | str:
         """Pad the rows of a batch; or the message of one that could not be read."""
@@ -135,10 +140,10 @@ def padded_together(answers: Sequence[Row | str], spec: InputSpec) -> Batch | st
         if isinstance(answer, str):
             return answer
     rows = [answer for answer in answers if not isinstance(answer, str)]
-    proposals = [row.sample.proposals for row in rows if row.sample.proposals is not None]
+    proposals = [row.proposals for row in rows if row.proposals is not None]
     images = ImageBatch.collate(
         [row.pixels for row in rows],
-        original_sizes=[row.sample.instances.image_size for row in rows],
+        original_sizes=[row.original_size for row in rows],
         size_divisor=spec.size_divisor,
         keys=[row.key for row in rows],
         proposals=proposals or None,
@@ -146,8 +151,8 @@ def padded_together(answers: Sequence[Row | str], spec: InputSpec) -> Batch | st
     return Batch(
         images,
         [row.instances for row in rows],
-        [row.sample.id for row in rows],
-        [row.sample.name for row in rows],
+        [row.id for row in rows],
+        [row.name for row in rows],
         rows[0].weight,
     )
 

@@ -270,7 +270,8 @@ class TrainingPatches(Dataset[Row | str]):
         side = self.sampler.objects.geometry.input_px
         pixels = self.spec.to_pixels(sample.image, (side, side))
         # However thin it is in the patch, the object stays: whether it is there is what a score is taught by.
-        return Row(sample, pixels, sample.instances.resize((side, side)), key, address.weight, kind)
+        size, objects = sample.instances.image_size, sample.instances.resize((side, side))
+        return Row(sample.id, sample.name, size, None, pixels, objects, key, address.weight, kind)
 
     def read(self, patch: Patch, generator: torch.Generator) -> Sample:
         """A patch with its object; what lies outside the image is middle gray."""

@@ -32,7 +32,7 @@ class Proposals:
         self._scores = scores[kept]
         self._boxes = result_boxes([results[i] for i in kept])
         self._codes = [result_code(results[i]) for i in kept]
-        self.has_masks = bool(len(kept)) and all(code is not None for code in self._codes)
+        self.has_masks = all(code is not None for code in self._codes)
 
     def __len__(self) -> int:
         return len(self._image_ids)

@@ -441,10 +441,12 @@ def _tidy(run: _Run) -> None:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
+        like = parameters[int(index)]  # in whose order of memory updates are fast
+        state.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -544,7 +546,7 @@ def new_system(recipe: Recipe, train_set: CocoDataset, console: Console) -> tupl
         arguments["num_keypoints"] = joints
     if recipe.octaves_from_data and "octaves" not in recipe.arguments:
         arguments["octaves"] = octaves_of_data(recipe, arguments, train_set, lambda text: console.print(text, highlight=False))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # of the initial weights, for which torch takes no generator
         system = build_system(recipe.system, arguments)
     system.input = replace(system.input, intensity=recipe.intensity)

@@ -93,6 +93,11 @@ def open_data(recipe: Recipe, *, with_images: bool = True) -> tuple[CocoDataset,
     )
     if learns_keypoints and train_set.categories.keypoints is None:
         raise ValueError(f"{train_set.path}: none of its categories has keypoints, which {recipe.system} needs")
+    if learns_keypoints:
+        known, found = train_set.categories.keypoints, val_set.categories.keypoints
+        names = [", ".join(schema.names) if schema else "none" for schema in (found, known)]
+        if names[0] != names[1]:
+            raise ValueError(f"{val_set.path}: its keypoints ({names[0]}) are not those of {train_set.path} ({names[1]})")
     train_set = train_set.subset(images_to_learn_from(train_set, recipe.train_on))
     if not learns_keypoints:
         train_set, val_set = train_set.without_keypoints(), val_set.without_keypoints()

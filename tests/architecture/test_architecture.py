@@ -32,10 +32,25 @@ def imports(path: Path) -> set[str]:
     """Top folders of the package that a module imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, (path, "relative")
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
         found |= {name.split(".")[1] for name in names if name.startswith("maskwright.")}
     return found
+
+
+def test_imports_are_seen_however_they_are_written(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text(
+        "import maskwright.data.coco\nfrom maskwright import recipes\ndef f():\n    from maskwright.runs import a\n"
+    )
+    assert imports(file) == {"data", "recipes", "runs"}
+    file.write_text("from ..systems import rpn\n")
+    with pytest.raises(AssertionError, match="relative"):
+        imports(file)
 
 
 @pytest.mark.parametrize("folder", LAW)

@@ -1,10 +1,13 @@
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from maskwright.data.catalog import open_split
 from maskwright.data.coco import Sample
-from maskwright.data.loader import TrainingImages, evaluation_batches, key_of, prepare, training_batches
+from maskwright.data.loader import Address, TrainingImages, evaluation_batches, key_of, prepare, training_batches
 from maskwright.data.transforms import ColorJitter, Compose, Flip, ScaleJitterCrop, ShortSide, Transpose
 from maskwright.structures import COCO_PERSON, InputSpec, Instances, Masks, ResizeRule
 from tests.conftest import make_coco
@@ -105,6 +108,30 @@ def test_same_generator_same_augmentation():
     torch.set_rng_state(before)
     transform(sample(), torch.Generator().manual_seed(7))
     assert torch.equal(torch.get_rng_state(), before)  # the global generator is nobody's
+
+
+def test_images_of_one_size_share_a_batch_and_no_others(tmp_path):
+    """Padding would let the answers for an image depend on its neighbours."""
+    data = make_coco(tmp_path, images=4, split="val", size=(60, 90))
+    wide = tmp_path / "images" / data["images"][2]["file_name"]
+    Image.new("RGB", (120, 60)).save(wide)
+    data["images"][2]["width"] = 120
+    data["annotations"] = []
+    (tmp_path / "annotations" / "val.json").write_text(json.dumps(data))
+    dataset = open_split(tmp_path, "val")
+    batches = list(evaluation_batches(dataset, spec=SPEC, batch_size=3))
+    ids = [image["id"] for image in data["images"]]
+    assert [batch.ids for batch in batches] == [ids[:2], ids[2:3], ids[3:]]
+    assert [len(set(batch.images.sizes)) for batch in batches] == [1, 1, 1]
+    assert [batch.ids for batch in evaluation_batches(dataset, spec=SPEC, batch_size=1)] == [[i] for i in ids]
+
+
+def test_rows_that_wait_for_their_batch_do_not_hold_the_file(tmp_path):
+    make_coco(tmp_path, images=1, split="val", size=(600, 900))
+    images = TrainingImages(open_split(tmp_path, "val"), spec=SPEC, transform=lambda sample, _: sample, batch_size=1, seed=0)
+    row = images[Address(0, 0)]
+    assert row.original_size == (600, 900)
+    assert max(value.numel() for value in row if isinstance(value, torch.Tensor)) == row.pixels.numel() == 3 * 96 * 144
 
 
 def test_color_jitter_leaves_shape_and_instances():

@@ -9,6 +9,7 @@ import maskwright as mw
 from maskwright.data.coco import Categories
 from maskwright.data.images import read_image
 from maskwright.inference import Result, writer
+from maskwright.inference.scoring import match_categories
 from maskwright.structures import Instances, Intensity, Masks, polygons
 from tests.conftest import make_coco
 
@@ -201,3 +202,9 @@ def test_classes_are_matched_by_name_or_id_or_not_at_all(tiny_run, tmp_path, con
     file.write_text(json.dumps(data))
     with pytest.raises(ValueError, match="have no names in common"):
         mw.evaluate(tiny_run, data=tmp_path / "d", device="cpu", console=console)
+    numbers, words = Categories(("1", "2"), (7, 3)), Categories(("a", "b"), (3, 7))
+    assert match_categories(numbers, words, "here", console) is numbers  # names that are mere numbers say nothing
+    assert match_categories(words, numbers, "here", console) is words
+    for model, data in ((numbers, Categories(("a", "b"), (3, 8))), (words, Categories(("c", "d"), (3, 7)))):
+        with pytest.raises(ValueError, match="have no names in common"):
+            match_categories(model, data, "here", console)

@@ -15,7 +15,7 @@ from maskwright.layers.fpn import ConvolvedLevels, FeaturePyramid, SubsampledLev
 from maskwright.layers.grids import PyramidAnchors, RoundedAnchors, anchor_grid
 from maskwright.layers.nms import nms_by_group
 from maskwright.layers.norms import FrozenNorm, GroupNorm, fold_frozen_norms, freeze_norms, has_frozen_norms
-from maskwright.layers.roi import RoiAlign, Rois, level_of
+from maskwright.layers.roi import MeanRoiWarp, RoiAlign, RoiAlignMax, RoiPool, Rois, RoundedRoiWarp, level_of
 from maskwright.layers.towers import Tower, flatten_levels
 from maskwright.structures import Instances
 from maskwright.structures.boxes import iou, paired_iou
@@ -245,6 +245,26 @@ def test_roi_align_pools_in_float32_under_autocast_and_in_any_chunks(monkeypatch
     monkeypatch.setattr("maskwright.layers.roi._LOOK_UPS", 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(RoiAlign(7, strides=(4,))(features, rois), whole)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        RoiAlign(7, strides=(4,)),
+        RoiAlignMax(7, strides=(4,), sampling_ratio=2),
+        RoiPool(7, stride=4),
+        RoundedRoiWarp(7, stride=4),
+        MeanRoiWarp(7, stride=4),
+    ],
+    ids=lambda pool: type(pool).__name__,
+)
+def test_features_of_less_precision_are_pooled_in_float32(pool):
+    features = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rois = Rois.of([torch.tensor([[3.0, 5, 50, 44], [7, 7, 21, 30]])])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = pool({4: features}, rois)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, pool({4: features.float()}, rois))
 
 
 # Suppression

@@ -41,6 +41,15 @@ def test_all_columns_move_together():
     assert Instances.cat([plain, crowd]).crowd.tolist() == [False, True]
 
 
+def test_each_axis_is_resized_by_its_own_factor():
+    box = torch.tensor([[10.0, 20, 30, 40]])
+    assert boxes.scale(box, from_size=(40, 60), to_size=(80, 60)).tolist() == [[10, 40, 30, 80]]
+    points = torch.tensor([[[10.0, 20, 2]]])
+    placed = Instances((40, 60), boxes=box, labels=torch.zeros(1, dtype=torch.int64), keypoints=points).resize((80, 30))
+    assert placed.boxes.tolist() == [[5, 40, 15, 80]]
+    assert placed.keypoints.tolist() == [[[5, 40, 2]]]
+
+
 def test_resize_there_and_back_is_the_same_box():
     m = make()
     back = m.resize((137, 91)).resize(m.image_size)

@@ -1,6 +1,7 @@
 """EmbedMask: the spec's golden values, and each of its likeliest mistakes."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -492,7 +493,9 @@ def test_v1_margin_does_not_move_the_box():
 def averaged(smooth, ious):
     """Two objects' worth of locations; the first one's boxes overlap by `ious`."""
     grid = locations((256, 256))
-    target = rectangles((256, 256), (60, 80, 188, 160), (2, 2, 4, 4))  # the second has no location, but counts as an object
+    target = rectangles((256, 256), (60, 80, 188, 160), (2, 2, 4, 4), (200, 200, 250, 250))
+    # The second has no location, but counts as an object; the third is a crowd and does not.
+    target = replace(target, is_crowd=torch.tensor([False, False, True]))
     matched = InMaskAssigner()(grid, target)
     index = torch.nonzero(matched >= 0)[: len(ious), 0]
     matched = torch.full_like(matched, BACKGROUND).index_fill(0, index, 0)

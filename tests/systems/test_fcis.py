@@ -109,12 +109,25 @@ def test_background_teaches_classes_only():
     torch.testing.assert_close(classes, wanted)
 
 
-def test_proposals_and_moved_boxes_both_answer():
-    system = small()
+def test_proposals_and_moved_boxes_both_answer(monkeypatch):
+    system, usual, voted = small(), SYSTEMS["fcis-small"](num_classes=3).voting, []
+
+    def voting(boxes, *rest, **options):
+        voted.append(boxes)
+        return usual(boxes, *rest, **options)
+
+    monkeypatch.setattr(system, "voting", voting)
     with torch.no_grad():
+        features = system.features(batch().pixels)
+        (proposals,) = system.rpn.boxes(system.rpn(features), batch().sizes, among=system.rpn.candidates_at_inference)
         system.maps.deltas.bias.fill_(0.5)  # to the right and down, and larger
         found = system.predict(batch())[0]
         system.maps.deltas.bias.zero_()
         system.maps.deltas.weight.zero_()
         still = system.predict(batch())[0]
     assert not torch.equal(found.boxes, still.boxes)
+    for boxes in voted:  # at the resolution of the input
+        first, second = boxes.chunk(2)
+        assert torch.allclose(first, proposals, atol=1e-4)
+    assert torch.allclose(second, proposals, atol=1e-3)
+    assert not torch.allclose(voted[0].chunk(2)[1], proposals, atol=1.0)

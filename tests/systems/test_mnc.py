@@ -566,14 +566,32 @@ def test_each_step_teaches_what_it_should(name):
         assert sorted({next(part for part in PARTS if n.startswith(part)) for n in moved}) == sorted(parts)
 
 
-def test_three_stages_and_five():
-    system = small(score_threshold=0.0, partners="none")
+def test_three_stages_and_five(monkeypatch):
+    system, voted = small(score_threshold=0.0, partners="none"), []
+    usual = system.voting
+
+    def voting(boxes, *rest, **options):
+        voted.append(boxes)
+        return usual(boxes, *rest, **options)
+
+    monkeypatch.setattr(system, "voting", voting)
     images = batch(count=2)
     with torch.no_grad():
         answers = {}
         for stages in (3, 5):
             system.stages_at_inference = stages
             answers[stages] = system.predict(images)
+        features = system._features(images.pixels)
+        proposals = system.rpn.boxes(system.rpn(features[0]), images.sizes, among=system.rpn.candidates_at_inference)
+        moved = system.bridge(
+            Rois.of(proposals),
+            system._look(features, Rois.of(proposals)),
+            images.sizes,
+            classes=system.category_head.moves_by,
+        )
+    for three, five, first, second in zip(voted[:2], voted[2:], proposals, moved, strict=True):
+        assert torch.allclose(three, first, atol=1e-4)
+        assert torch.allclose(five, torch.cat([first, second]), atol=1e-4)
     assert any(not torch.equal(a.boxes, b.boxes) for a, b in zip(answers[3], answers[5], strict=True))
 
 

@@ -81,6 +81,51 @@ def test_resume_equals_never_having_stopped(coco_folder, tmp_path, console, monk
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
 
 
+def test_the_averaged_model_is_what_is_kept(coco_folder, tmp_path, console):
+    train(tiny_recipe(coco_folder, "ema_decay=0.9"), tmp_path / "run", device="cpu", console=console)
+    state, kept = load_file(tmp_path / "run" / "last" / loop.STATE), weights(tmp_path / "run")
+    assert all(torch.equal(kept[k], state[f"average.module.{k}"]) for k in kept)
+    assert any(not torch.equal(kept[k], state[f"model.{k}"]) for k in kept)
+
+
+def test_the_averaged_model_is_what_is_scored(coco_folder, tmp_path, console, monkeypatch):
+    scored, usual = [], loop.detect
+
+    def detect(predict, *arguments, **options):
+        scored.append({name: value.clone() for name, value in predict.__self__.state_dict().items()})
+        return usual(predict, *arguments, **options)
+
+    monkeypatch.setattr(loop, "detect", detect)
+    train(tiny_recipe(coco_folder, "ema_decay=0.9"), tmp_path / "run", device="cpu", console=console)
+    kept = weights(tmp_path / "run")
+    assert all(torch.equal(kept[k], scored[0][k]) for k in kept)
+
+
+def test_the_best_model_is_that_of_the_highest_score(coco_folder, tmp_path, console, monkeypatch):
+    scores, kept, usual = iter([0.1, 0.4, 0.2]), [], loop._evaluate
+
+    def evaluate(run, stage):
+        losses, (*others, decisive) = usual(run, stage)
+        kept.append({name: value.clone() for name, value in run.scored.state_dict().items()})
+        return losses, [*others, replace(decisive, ap=next(scores))]
+
+    monkeypatch.setattr(loop, "_evaluate", evaluate)
+    train(tiny_recipe(coco_folder, "epochs=3"), tmp_path / "run", device="cpu", console=console)
+    said = [line for line in console.file.getvalue().replace("\n", " ").split("epoch ")[1:] if "validation loss" in line]
+    assert ["(best)" in line for line in said] == [True, True, False]
+    best = weights(tmp_path / "run", "best")
+    assert all(torch.equal(best[k], kept[1][k]) for k in best)
+    assert any(not torch.equal(best[k], kept[2][k]) for k in best)
+
+
+def test_gradients_are_cut_to_the_norm_of_the_recipe(coco_folder, tmp_path, console):
+    changes = ["optimizer.kind=sgd", "optimizer.weight_decay=0", "optimizer.clip_norm=1e-6", "batch_size=8"]
+    train(tiny_recipe(coco_folder, *changes), tmp_path / "run", device="cpu", console=console)  # one step
+    state = load_file(tmp_path / "run" / "last" / loop.STATE)
+    momenta = [value.flatten() for name, value in state.items() if name.endswith(".momentum_buffer")]
+    assert float(torch.cat(momenta).norm()) == pytest.approx(1e-6, rel=0.01)
+
+
 def test_micro_batches_give_the_same_step(tmp_path, console):
     make_coco(tmp_path / "data", split="train", size=(64, 64))
     make_coco(tmp_path / "data", split="val", images=1)
@@ -240,6 +285,22 @@ def test_damaged_and_wrong_images_are_found_before_the_first_step(coco_folder, t
     image.write_bytes(whole[: len(whole) // 2])  # the header alone is right
     with pytest.raises(ValueError, match=r"^[^\n]*train_1\.png: the image is damaged or cut off[^\n]*$"):
         train(tiny_recipe(coco_folder, "workers=1"), tmp_path / "run", device="cpu", console=console)
+
+
+def test_keypoints_of_both_splits_are_the_same(corners_folder, tmp_path, console):
+    file = corners_folder / "annotations" / "val.json"
+    data = json.loads(file.read_text())
+    for category in data["categories"]:
+        category["keypoints"] = category["keypoints"][::-1]
+    file.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"val\.json: its keypoints \(.*\) are not those of .*train\.json"):
+        train(tiny_recipe(corners_folder, system="keypoint-rcnn-small"), tmp_path / "run", device="cpu", console=console)
+    for category in data["categories"]:
+        del category["keypoints"], category["skeleton"]
+    file.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"val\.json: its keypoints \(none\) are not those"):
+        train(tiny_recipe(corners_folder, system="keypoint-rcnn-small"), tmp_path / "run", device="cpu", console=console)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_never_imports_code(tiny_run, tmp_path):
