@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from safetensors.torch import load_file
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
@@ -136,6 +137,19 @@ def test_every_stage_answers_as_torchvisions_with_strides_moved(theirs, tmp_path
         masks = theirs.roi_heads.mask_predictor(theirs.roi_heads.mask_head(head.pool(ours, rois)))
         labels = torch.tensor([2, 0])
         assert torch.allclose(head(ours, rois, labels), masks[torch.arange(2), labels + 1], atol=1e-4)
+
+
+def test_a_checkpoint_of_its_training_is_read_like_a_file_of_its_zoo(theirs, tmp_path):
+    state = as_detectron2(theirs.state_dict())
+    torch.save({"model": state, "iteration": 7, "optimizer": {"state": {}}}, tmp_path / "model_final.pth")
+    cards = [
+        import_weights(file, system="mask-rcnn-r50-fpn", out=file.with_suffix(""))
+        for file in (tmp_path / "model_final.pth", write(tmp_path / "zoo.pkl", state))
+    ]
+    assert cards[0] == cards[1]
+    one, two = (load_file(tmp_path / name / "best" / "weights.safetensors") for name in ("model_final", "zoo"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.slow
