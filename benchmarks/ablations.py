@@ -1,4 +1,4 @@
-"""What the parts of Mask R-CNN are worth, in small: the ablation tables of docs/mask_rcnn.md, each printed by one `compare`.
+"""What the parts of Mask R-CNN are worth, in small: the ablation tables of docs/mask-rcnn.md, each printed by one `compare`.
 
     python -m benchmarks.ablations --data DIR --out runs/ablations [--only roi]
 
@@ -9,12 +9,12 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.comparison import rows_of
+from benchmarks.comparison import COSTS, rows_of
 from benchmarks.measure import check_sections, report
 from maskwright.comparison import compare
 from maskwright.evaluation.comparison import in_words
 
-PAGE = Path(__file__).parent.parent / "docs" / "mask_rcnn.md"
+PAGE = Path(__file__).parent.parent / "docs" / "mask-rcnn.md"
 NUCLEI = "examples/nuclei/weights.safetensors"
 SEEDS = 2
 RIVALS = "mask-rcnn-rivals-small"
@@ -122,7 +122,7 @@ def main(options: argparse.Namespace) -> None:
             by=ablation.by,
         )
         (table,) = answer.tables
-        header, *rows = rows_of(table)
+        header, *rows = [row[: -len(COSTS)] for row in rows_of(table)]  # times beside other work say nothing
         rows = [[row[0].strip("`"), *row[1:], ablation.paper.get(row[0].strip("`"), "-")] for row in rows]
         steps = ", ".join(sorted({str(row.facts.steps) for row in table.rows}))
         notes = [f"{ablation.data}, {words}, {steps} steps, {SEEDS} seeds. The paper: {ablation.source}.", ""]

@@ -30,12 +30,13 @@ PLANS: dict[str, tuple[list[str], float, list[str]]] = {
 }
 SEEDS = 2
 COLUMNS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ar": "AR", "boundary_ap": "boundary AP", "box_ap": "box AP"}
+COSTS = ("ms an image", "peak MB", "training, min")
 
 
 def rows_of(table: Table) -> list[list[str]]:
     """A task's table in percent, intervals beside what decides."""
     names = [name for name in COLUMNS if any(name in row.averages for row in table.rows)]
-    rows = [[table.task, *(COLUMNS[name] for name in names), "ms an image", "peak MB", "training, min"]]
+    rows = [[table.task, *(COLUMNS[name] for name in names), *COSTS]]
     for row in table.rows:
         cells = []
         for name in names:

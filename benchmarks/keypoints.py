@@ -18,7 +18,7 @@ from maskwright.data.catalog import images_to_learn_from, open_split
 from maskwright.data.files import write_json
 from maskwright.recipes import DataOptions, find_recipe
 
-PAGE = Path(__file__).parent.parent / "docs" / "mask_rcnn.md"
+PAGE = Path(__file__).parent.parent / "docs" / "mask-rcnn.md"
 COMMAND = "python -m benchmarks.keypoints --data people-keypoints --out runs/keypoints --part {}"
 SYSTEM = "keypoint-rcnn-small"
 HEART = 20
