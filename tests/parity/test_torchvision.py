@@ -293,7 +293,10 @@ def test_whole_pixel_paste():
     mine = whole_pixel_windows(probs, boxes).paste((70, 90)).to_dense()
     assert (theirs != mine).float().mean() < 1e-5
     area = whole_pixel_windows(torch.full((2, 28, 28), 0.9), torch.tensor([[2.0, 3, 12, 13], [2.6, 3.6, 12.6, 13.6]]))
-    assert area.paste((20, 20)).areas().tolist() == [144, 121]  # spec § 11.1
+    pasted = area.paste((20, 20))
+    assert pasted.areas().tolist() == [144, 121]  # spec § 11.1
+    assert pasted.boxes()[:, [0, 2]].tolist() == [[1, 13], [2, 13]]  # columns 1 to 12, and 2 to 12
+    assert pasted.boxes()[0, [1, 3]].tolist() == [2, 14]
 
 
 def test_round_trip_of_a_rectangle_and_an_ellipse():
