@@ -160,6 +160,8 @@ class ImageBatch:
         original_sizes: (height, width) of each image as it is on disk, upright.
         keys: for each image a number that decides every random draw made for it (training).
         proposals: what detectors on proposals classify, original frame, so that masks stay as they were drawn.
+        num_in_step: images that one step learns from, in this process; None where they are those of the batch. It matters to
+            bounds on gradients, as losses are means over the step.
     """
 
     pixels: Tensor
@@ -167,6 +169,7 @@ class ImageBatch:
     original_sizes: list[tuple[int, int]]
     keys: list[int] | None = None
     proposals: list[Instances] | None = None
+    num_in_step: int | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -18,6 +18,7 @@ Legend: B images · R RoIs of the batch · C channels · S = 14 cells per side o
 background as the last of K + 1 columns.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -113,13 +114,14 @@ class MNC(nn.Module):
         features = self._features(images.pixels)
         candidates = self.rpn(features[0])
         losses = self.rpn.loss(candidates, targets, generators)
-        proposals = self.rpn.boxes(candidates, images.sizes, among=self.rpn.candidates_in_training)
+        bound = GRADIENT_BOUND / (images.num_in_step or len(images))
+        proposals = self.rpn.boxes(candidates, images.sizes, among=self.rpn.candidates_in_training, bound=bound)
         sampled = self.sampler.draw(self.pass_boxes(proposals), targets, generators)
         answers, stages = self._learn(features, sampled, targets)
         losses |= stages
         if self.stages_in_training == 5:
-            moved = self.pass_boxes(self.bridge(sampled.rois, answers, images.sizes, classes=self.sampler.num_classes))
-            _, stages = self._learn(features, self.sampler.label(moved, targets), targets)
+            moved = self.bridge(sampled.rois, answers, images.sizes, classes=self.sampler.num_classes, bound=bound)
+            _, stages = self._learn(features, self.sampler.label(self.pass_boxes(moved), targets), targets)
             losses |= {f"{name}_again": loss for name, loss in stages.items()}
         return losses
 
@@ -143,14 +145,16 @@ class MNC(nn.Module):
             detections.append(self.voting(placed, grids_i, scores_i, original, keep=self.max_detections))
         return detections
 
-    def bridge(self, rois: Rois, answers: Answers, sizes: list[tuple[int, int]], *, classes: int) -> list[Tensor]:
+    def bridge(
+        self, rois: Rois, answers: Answers, sizes: list[tuple[int, int]], *, classes: int, bound: float = math.inf
+    ) -> list[Tensor]:
         """Each RoI moved by the regressor of its best class among the first so many, for each image (MNC, sec. 5).
 
-        Gradients reach the deltas and the RoI, but for boxes that had to be cut to the image.
+        Gradients, none over `bound`, reach the deltas and the RoI, but for boxes that had to be cut to the image.
         """
         best = answers.mask_classes.detach()[:, :classes].argmax(dim=1)
         chosen = answers.deltas[torch.arange(len(rois), device=best.device), best]
-        deltas = clamp_gradient(chosen, GRADIENT_BOUND / len(sizes))
+        deltas = clamp_gradient(chosen, bound)
         decoded = CODER.decode(deltas, rois.boxes)
         return [cut(decoded[rois.image_index == i], size) for i, size in enumerate(sizes)]
 
@@ -272,16 +276,18 @@ class CascadeRPN(RegionProposalNetwork):
         self.candidates_in_training, self.candidates_at_inference = candidates
         self.keep = keep
 
-    def boxes(self, candidates: Candidates, sizes: list[tuple[int, int]], *, among: int) -> list[Tensor]:
+    def boxes(
+        self, candidates: Candidates, sizes: list[tuple[int, int]], *, among: int, bound: float = math.inf
+    ) -> list[Tensor]:
         """The best boxes of each image, xyxy px (N, 4), among so many candidates.
 
-        Who they are is decided without gradients, where they are is not.
+        Who they are is decided without gradients, where they are is not; the deltas get none over `bound`.
         """
         anchors, deltas = torch.cat(candidates.anchors), torch.cat(candidates.deltas, dim=1)
         answers = []
         chosen = self.choose(candidates, sizes, per_level=among, keep=self.keep)
         for i, ((_, rows), size) in enumerate(zip(chosen, sizes, strict=True)):
-            boxes = cut(self.coder.decode(clamp_gradient(deltas[i, rows], GRADIENT_BOUND / len(sizes)), anchors[rows]), size)
+            boxes = cut(self.coder.decode(clamp_gradient(deltas[i, rows], bound), anchors[rows]), size)
             is_inside = (box_functions.clip(anchors[rows], size) == anchors[rows]).all(dim=1, keepdim=True)
             answers.append(torch.where(is_inside, boxes, boxes.detach()))  # an anchor outside learns nothing (the code)
         return answers

@@ -218,7 +218,8 @@ def _step(
 ) -> dict[str, float]:
     """One step of the optimizer over the micro-batches of a batch; the loss terms."""
     device, processes = run.precision.device, run.processes
-    moved = [(b.images.to(device), [t.to(device) for t in b.targets], b.weight) for b in batches]
+    count = sum(len(b.images) for b in batches)
+    moved = [(replace(b.images.to(device), num_in_step=count), [t.to(device) for t in b.targets], b.weight) for b in batches]
     counts = _counts(run, moved, stage) if len(moved) > 1 else None
     sums: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)

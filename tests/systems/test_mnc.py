@@ -12,7 +12,7 @@ from maskwright.layers.roi import Rois, RoiWarp, RoundedRoiWarp
 from maskwright.recipes import find_recipe
 from maskwright.structures import ImageBatch, Instances, Masks, MaskTiles
 from maskwright.structures.boxes import iou
-from maskwright.systems import SYSTEMS
+from maskwright.systems import SYSTEMS, mnc
 from maskwright.systems.mask_rcnn import SampledRois, box_losses
 from maskwright.systems.mask_voting import MASK_THRESHOLD, MaskVoting
 from maskwright.systems.mnc import (
@@ -28,6 +28,9 @@ from maskwright.systems.mnc import (
     show_masks,
 )
 from maskwright.systems.rpn import PairwiseObjectness
+from maskwright.training import train
+from tests.conftest import tiny_recipe
+from tests.contract.test_contract import part_of
 
 LN2 = math.log(2)
 PARTS = ("backbones.0", "backbones.1", "backbones.2", "rpn", "mask_head", "category_head")
@@ -249,7 +252,7 @@ def test_the_bridge_scales_deltas_back_and_takes_the_best_object_class():
     targets = torch.cat([corners, corners + 60 + 100 * torch.rand(50, 2, generator=g)], dim=1)
     boxes = targets + 8 * torch.randn(50, 4, generator=g)
     answers = answers_with(system, boxes, targets, best=1)
-    (moved,) = system.bridge(Rois.of([boxes]), answers, [SIZE], classes=3)
+    (moved,) = system.bridge(Rois.of([boxes]), answers, [SIZE], classes=3, bound=1 / 512)
     assert iou(moved, targets).diagonal().min() >= 0.95
     (moved * torch.randn(50, 4, generator=g)).sum().backward()
     grads = answers.deltas.grad.abs().amax(dim=(0, 2))
@@ -526,6 +529,41 @@ def test_images_that_no_anchor_fits_and_crowds_that_cover_all():
         assert len(system.predict(batch())[0]) == 0
 
 
+def test_bounds_are_those_of_the_step_and_not_of_its_parts(monkeypatch):
+    """Losses are means over all images of a step, in whatever parts they are computed."""
+    system, images, bounds = small(), batch(count=2), []
+    usual = mnc.clamp_gradient
+    monkeypatch.setattr(mnc, "clamp_gradient", lambda x, bound: bounds.append(bound) or usual(x, bound))
+    with torch.no_grad():
+        for layer in (system.category_head.classes, system.category_head.mask_classes):
+            layer.weight *= 100  # steep enough for the bound
+    targets = [objects((20, 20, 70, 70), size=(96, 128)), objects((60, 10, 120, 60), (5, 5, 40, 80), size=(96, 128))]
+
+    def gradient(parts):
+        system.zero_grad()
+        losses = [system.loss(*part) for part in parts]
+        counts = {name: sum(loss[name].count for loss in losses) for name in losses[0]}
+        sum(loss[name].total / counts[name].clamp(min=1) for loss in losses for name in loss).backward()
+        return system.rpn.deltas.weight.grad.clone()
+
+    whole = gradient([(images, targets)])
+    halves = [(part_of(images, i), targets[i : i + 1]) for i in range(2)]
+    assert set(bounds) == {1 / 1024}
+    in_step = gradient([(replace(part, num_in_step=2), target) for part, target in halves])
+    assert set(bounds) == {1 / 1024}
+    assert (in_step - whole).norm() <= 1e-4 * whole.norm()
+    assert (gradient(halves) - whole).norm() > 1e-3 * whole.norm()  # each part as a step of its own: the bound matters here
+
+
+def test_training_tells_its_parts_how_many_images_the_step_has(coco_folder, tmp_path, console, monkeypatch):
+    bounds, usual = set(), mnc.clamp_gradient
+    monkeypatch.setattr(mnc, "clamp_gradient", lambda x, bound: bounds.add(bound) or usual(x, bound))
+    recipe = tiny_recipe(coco_folder, "batch_size=4", "micro_batches=2", system="mnc-small")
+    train(recipe, tmp_path / "run", device="cpu", console=console)
+    assert min(bounds) == 1 / 512 / 4
+    assert bounds == {1 / 512 / 4, math.inf}
+
+
 def test_gradients_of_later_stages_are_bounded_and_stay_inside():
     system = small(num_proposals=1000)
     size = (192, 256)
@@ -533,7 +571,7 @@ def test_gradients_of_later_stages_are_bounded_and_stay_inside():
         features = system._features(batch(size).pixels)
         candidates = system.rpn(features[0])
     deltas = [d.clone().requires_grad_() for d in candidates.deltas]
-    (boxes,) = system.rpn.boxes(candidates._replace(deltas=deltas), [size], among=2000)
+    (boxes,) = system.rpn.boxes(candidates._replace(deltas=deltas), [size], among=2000, bound=1 / 512)
     (1e6 * boxes).sum().backward()
     grad = deltas[0].grad[0]
     assert grad.abs().max() == 1 / 512
