@@ -99,6 +99,8 @@ def test_thresholds_split_candidates():
     assert assignment.kind.tolist() == [POSITIVE, IGNORED, NEGATIVE, NEGATIVE]
     boundary = IouMatcher(positive=0.5, negative=0.5, rescue_above=None)(candidates, targets([[0, 0, 10, 10]]))
     assert boundary.kind.tolist() == [POSITIVE, POSITIVE, NEGATIVE, NEGATIVE]  # 0.5 exactly is positive
+    between = IouMatcher(positive=0.7, negative=0.5, rescue_above=None)(candidates, targets([[0, 0, 10, 10]]))
+    assert between.kind.tolist() == [POSITIVE, IGNORED, NEGATIVE, NEGATIVE]  # and not negative
 
 
 def test_best_candidates_of_an_object_are_rescued_with_ties():

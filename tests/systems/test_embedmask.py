@@ -294,7 +294,7 @@ def test_windows_of_the_spec():
     assert grown_by_a_quarter(box, 8, (50, 50)).tolist() == [[1, 2, 18, 12]]
     nothing = torch.tensor([[0.0, 0, 0, 0], [400, 400, 400, 400]])
     for windows in (grown_by_two_cells, grown_by_a_cell):
-        assert windows(nothing, 4, (100, 100)).tolist()[0][2:] > [0, 0]
+        assert min(windows(nothing, 4, (100, 100)).tolist()[0][2:]) > 0
     assert grown_by_two_cells(nothing, 4, (100, 100)).tolist() == [[0, 0, 2, 2], [98, 98, 100, 100]]
     assert everywhere(box, (3, 3)).all()
 

@@ -195,6 +195,14 @@ def test_compared_with_a_system_of_boxes_by_its_keypoints(corners_folder, tmp_pa
     found = mw.score(tmp_path / "bare.json", data=corners_folder, report=tmp_path / "bare.html", console=console).metrics
     assert list(found) == ["keypoints"]
     assert found["keypoints"].ap == pytest.approx(scored.metrics["keypoints"].ap)
+    truth = open_split(corners_folder, "val").to_coco()["annotations"]
+    near = [{**e, "score": 1.0, "keypoints": [v + 1 for v in e["keypoints"]]} for e in truth if not e["iscrowd"]]
+    answers = []
+    for names in (("image_id", "category_id", "score", "keypoints", "bbox"), ("image_id", "category_id", "score", "keypoints")):
+        (tmp_path / "near.json").write_text(json.dumps([{name: entry[name] for name in names} for entry in near]))
+        answers.append(mw.score(tmp_path / "near.json", data=corners_folder).metrics["keypoints"].ap)
+    assert answers[0] == pytest.approx(answers[1])
+    assert 0.3 < answers[0] < 1  # a pixel away
     (tmp_path / "bare.json").write_text(json.dumps([{**bare[0], "keypoints": [1, 2, 3]}]))
     with pytest.raises(ValueError, match="entry 0: keypoints are not 12 numbers"):
         mw.score(tmp_path / "bare.json", data=corners_folder)

@@ -286,10 +286,11 @@ def test_roi_align_half_a_cell_off_at_an_eighth():
 
 
 def test_levels_by_side_with_torchvisions_tolerance():
-    sides = torch.tensor([1.0, 111, 112, 223, 224, 447, 448, 2000])
-    boxes = torch.stack([torch.zeros(8), torch.zeros(8), sides, sides], dim=1)
+    sides = torch.tensor([1.0, 111, 112, 223, 224, 447, 448, 2000, 111.99998, 223.9999])
+    boxes = torch.stack([torch.zeros(10), torch.zeros(10), sides, sides], dim=1)
     strides = level_of(boxes, (4, 8, 16, 32), tolerance=1e-6)
-    assert strides.tolist() == [4, 4, 8, 8, 16, 16, 32, 32]
+    assert strides.tolist() == [4, 4, 8, 8, 16, 16, 32, 32, 8, 16]
+    assert level_of(boxes[-2:], (4, 8, 16, 32), tolerance=0.0).tolist() == [4, 8]
 
 
 # First weights (spec § 5.2, 9, 10.1)
