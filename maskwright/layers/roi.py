@@ -115,14 +115,12 @@ class RoiAlign(nn.Module):
     def forward(self, features: Mapping[int, Tensor], rois: Rois) -> Tensor:
         """{stride: (B, C, H_s, W_s)} and R RoIs → float32 (R, C, S, S)."""
         levels = level_of(rois.boxes.detach(), self.strides, tolerance=self.level_tolerance)
-        pooled, places = [], []
-        nothing = rois.boxes.new_zeros(())  # of the levels without RoIs, whose gradient is zero and not missing
+        pooled, places, idle = [], [], []
         with torch.autocast(rois.boxes.device.type, enabled=False):
             for stride in self.strides:
                 rows = torch.nonzero(levels == stride)[:, 0]
-                if not len(rows):
-                    nothing = nothing + features[stride][:0].sum()
-                    continue
+                if not len(rows) and features[stride].requires_grad:
+                    idle.append(features[stride][:0].sum())  # zero: its gradient is zero too, and not missing
                 table = features[stride].permute(0, 2, 3, 1)  # (B, H, W, C)
                 table = table.to(torch.promote_types(table.dtype, torch.float32))
                 for place in self._alike(rois.boxes[rows], stride):
@@ -130,9 +128,10 @@ class RoiAlign(nn.Module):
                     boxes = rois.boxes[rows[place]] / stride
                     pooled.append(self._pool(table, boxes, rois.image_index[rows[place]]))
         channels = features[self.strides[0]].shape[1]
-        if not pooled:
-            return nothing.expand(0, channels, self.side, self.side)
-        cells = torch.cat(pooled)[torch.argsort(torch.cat(places))] + nothing  # (R, S·S·C)
+        nothing = rois.boxes.new_zeros((0, self.side**2 * channels))
+        cells = torch.cat(pooled)[torch.argsort(torch.cat(places))] if pooled else nothing  # (R, S·S·C)
+        if idle:
+            cells = cells + torch.stack(idle).sum()
         return cells.reshape(-1, self.side, self.side, channels).permute(0, 3, 1, 2)
 
     def _alike(self, boxes: Tensor, stride: int) -> list[Tensor]:
