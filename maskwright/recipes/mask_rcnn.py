@@ -199,12 +199,12 @@ def mask_rcnn_rivals_r50_fpn() -> Recipe:
 
 
 def mask_rcnn_rivals_r50_c4() -> Recipe:
-    """R50-C4: expect mask AP 30.3; RoIWarp 27.1, RoIPool 26.9; softmax 24.8, agnostic 29.7 (Mask R-CNN, tables 2b, 2c)."""
+    """Mask R-CNN, R50-C4: expect mask AP 30.3; RoIWarp 27.1, RoIPool 26.9; softmax 24.8, agnostic 29.7 (Mask R-CNN, tables 2b, 2c)."""
     return _paper("mask-rcnn-rivals-r50-c4", _PAPER)
 
 
 def mask_rcnn_rivals_r50_c5() -> Recipe:
-    """R50-C5, one map of stride 32: expect mask AP 30.9, with RoIPool 23.6 (Mask R-CNN, table 2d)."""
+    """Mask R-CNN, R50-C5, one map of stride 32: expect mask AP 30.9, with RoIPool 23.6 (Mask R-CNN, table 2d)."""
     return _paper("mask-rcnn-rivals-r50-c5", _PAPER)
 
 

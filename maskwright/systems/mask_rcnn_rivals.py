@@ -190,7 +190,7 @@ def mask_rcnn_rivals_r50_fpn(
     short_px: Count = 800,
     long_px: Count = 1333,
 ) -> FasterRCNN:
-    """Mask R-CNN, ResNet-50 and FPN, with the parts it was compared with (table 2e): 44.3 M parameters at 80 classes."""
+    """Mask R-CNN with ResNet-50 and FPN and parts it was compared with (table 2e): 44.3 M parameters at 80 classes."""
     pool = partial(ROI_OPERATORS[roi], strides=STRIDES)
     parts = pyramid_parts(
         "resnet50",
@@ -223,7 +223,7 @@ def mask_rcnn_rivals_r50_c4(
     short_px: Count = 800,
     long_px: Count = 1333,
 ) -> FasterRCNN:
-    """The same on C4 as the paper has it, 64 RoIs of 7×7 cells (tables 2b, 2c): 35.9 M parameters at 80 classes."""
+    """Mask R-CNN with ResNet-50-C4, 64 RoIs of 7×7 cells, and such parts (tables 2b, 2c): 35.9 M parameters at 80 classes."""
     return paper_c4(
         "resnet50",
         num_classes=num_classes,
@@ -250,7 +250,7 @@ def mask_rcnn_rivals_r50_c5(
     short_px: Count = 800,
     long_px: Count = 1333,
 ) -> FasterRCNN:
-    """The heads of a pyramid on the last map alone, of stride 32 (table 2d): 172.4 M parameters at 80 classes."""
+    """Mask R-CNN on the last map of ResNet-50 alone, of stride 32 (table 2d): 172.4 M parameters at 80 classes."""
     return _one_map(
         ORIGINS["timm"].backbone("resnet50", strides=(32,), norm=norm),
         roi,
@@ -278,7 +278,7 @@ def keypoint_rcnn_rivals_r50_fpn(
     short_px: Count = 800,
     long_px: Count = 1333,
 ) -> FasterRCNN:
-    """Keypoint R-CNN, ResNet-50 and FPN, with other RoI operators (table 6): 59.1 M parameters for persons."""
+    """Keypoint R-CNN with ResNet-50 and FPN and other RoI operators (table 6): 59.1 M parameters for persons."""
     pool = partial(ROI_OPERATORS[roi], strides=STRIDES)
     parts = pyramid_parts(
         "resnet50",
@@ -362,7 +362,7 @@ def mask_rcnn_rivals_c4_small(
     short_px: Count = 512,
     long_px: Count = 1024,
 ) -> FasterRCNN:
-    """The same without a pyramid, where the paper compared RoI operators and outputs (tables 2b, 2c): 3.1 M parameters."""
+    """Mask R-CNN for a CPU without a pyramid, with parts it was compared with (tables 2b, 2c): 3.1 M parameters."""
     return small_c4(
         num_classes=num_classes,
         pool=ROI_OPERATORS[roi](14, strides=(8,)),
@@ -385,7 +385,7 @@ def mask_rcnn_rivals_c5_small(
     short_px: Count = 512,
     long_px: Count = 1024,
 ) -> FasterRCNN:
-    """The heads of a pyramid on the last map alone, of stride 16 (table 2d): 4.7 M parameters."""
+    """Mask R-CNN for a CPU on the last map of the body alone, of stride 16 (table 2d): 4.7 M parameters."""
     return _one_map(
         Backbone("resnet18", strides=(16,), norm="group"),
         roi,
