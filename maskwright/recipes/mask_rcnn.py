@@ -199,7 +199,7 @@ def mask_rcnn_rivals_r50_fpn() -> Recipe:
 
 
 def mask_rcnn_rivals_r50_c4() -> Recipe:
-    """Mask R-CNN, R50-C4: expect mask AP 30.3; RoIWarp 27.1, RoIPool 26.9; softmax 24.8, agnostic 29.7 (Mask R-CNN, tables 2b, 2c)."""
+    """Mask R-CNN, R50-C4: expect mask AP 30.3; RoIWarp 27.1, RoIPool 26.9; softmax 24.8, agnostic 29.7 (tables 2b, 2c)."""
     return _paper("mask-rcnn-rivals-r50-c4", _PAPER)
 
 
