@@ -191,16 +191,9 @@ def mask_rcnn_rivals_r50_fpn(
     long_px: Count = 1333,
 ) -> FasterRCNN:
     """Mask R-CNN with ResNet-50 and FPN and parts it was compared with (table 2e): 44.3 M parameters at 80 classes."""
-    pool = partial(ROI_OPERATORS[roi], strides=STRIDES)
-    parts = pyramid_parts(
-        "resnet50",
-        num_classes=num_classes,
-        norm=norm,
-        weights_origin="timm",
-        score_threshold=score_threshold,
-        resize=ResizeRule(short_px, long_px),
-        pool=pool,
-    )
+    pool, sizes = partial(ROI_OPERATORS[roi], strides=STRIDES), ResizeRule(short_px, long_px)
+    options = {"norm": norm, "score_threshold": score_threshold, "resize": sizes, "pool": pool}
+    parts = pyramid_parts("resnet50", num_classes=num_classes, weights_origin="timm", **options)  # type: ignore[arg-type]
     return FasterRCNN(
         **parts,
         instance_heads={"mask": MASK_HEADS[mask](256, num_classes=num_classes, pool=pool(14))},
@@ -279,17 +272,9 @@ def keypoint_rcnn_rivals_r50_fpn(
     long_px: Count = 1333,
 ) -> FasterRCNN:
     """Keypoint R-CNN with ResNet-50 and FPN and other RoI operators (table 6): 59.1 M parameters for persons."""
-    pool = partial(ROI_OPERATORS[roi], strides=STRIDES)
-    parts = pyramid_parts(
-        "resnet50",
-        num_classes=num_classes,
-        norm=norm,
-        weights_origin="timm",
-        score_threshold=score_threshold,
-        resize=ResizeRule(short_px, long_px),
-        box_beta=0.5,
-        pool=pool,
-    )
+    pool, sizes = partial(ROI_OPERATORS[roi], strides=STRIDES), ResizeRule(short_px, long_px)
+    options = {"norm": norm, "score_threshold": score_threshold, "resize": sizes, "pool": pool, "box_beta": 0.5}
+    parts = pyramid_parts("resnet50", num_classes=num_classes, weights_origin="timm", **options)  # type: ignore[arg-type]
     return FasterRCNN(
         **parts,
         instance_heads={"keypoint": KeypointHead(256, num_keypoints=num_keypoints, pool=pool(14))},
