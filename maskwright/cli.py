@@ -268,7 +268,7 @@ def import_(
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A further argument, like short_px=640.")] = None,
 ) -> None:
-    """Make a run of a checkpoint of torchvision, detectron2 or a system's authors; it is never executed."""
+    """Make a run of a checkpoint of torchvision, detectron2 or a system's authors."""
     from maskwright import api
     from maskwright.recipes.recipe import parse_assignments
 

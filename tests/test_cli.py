@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
+from maskwright import cli
 from tests.conftest import EXAMPLES
 from tests.processes import maskwright as run
 
@@ -196,3 +197,17 @@ def test_demo_runs(tmp_path):
     assert (tmp_path / "demo" / "overview.png").is_file()
     assert len(list((tmp_path / "demo" / "predictions").glob("*.png"))) == 16
     assert "the folder is not empty" in refused("demo", "--out", tmp_path / "demo")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a mistake of ours")])
+def test_a_full_gpu_is_said_and_other_mistakes_are_not_hidden(error, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    is_full = isinstance(error, torch.OutOfMemoryError)
+    with pytest.raises(SystemExit if is_full else RuntimeError) as raised:
+        cli.main()
+    if is_full:
+        assert raised.value.code == 2
+        assert "lower batch_size or arguments.short_px" in capsys.readouterr().err

@@ -29,8 +29,7 @@ def train_run(recipe: Recipe, folder: Path, *, device: str, console: Console) ->
     Check it with `check_run` first.
     """
     if not (folder / DONE).is_file():
-        is_begun = (folder / RECIPE).is_file()
-        train(recipe, folder, resume=is_begun, device=device, console=console)
+        train(recipe, folder, resume=(folder / RECIPE).is_file(), device=device, console=console)
         write_json(folder / DONE, {"seed": recipe.seed})
         return_freed_memory()
 

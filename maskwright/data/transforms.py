@@ -101,11 +101,11 @@ class Transpose:
 
 
 class ColorJitter:
-    """Brightness, contrast, saturation and hue by torchvision, all of them or none, with probability `p`."""
+    """Brightness, contrast and saturation by torchvision, all of them or none, with probability `p`."""
 
-    def __init__(self, *, brightness: float, contrast: float, saturation: float, hue: float, p: float = 0.8) -> None:
+    def __init__(self, *, brightness: float, contrast: float, saturation: float, p: float = 0.8) -> None:
         self.p = p
-        self._jitter = v2.ColorJitter(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
+        self._jitter = v2.ColorJitter(brightness=brightness, contrast=contrast, saturation=saturation)
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Change the colors, or not."""

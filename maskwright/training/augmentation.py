@@ -42,4 +42,4 @@ def _mirrors(options: AugmentOptions, schema: KeypointSchema | None) -> Sequence
 
 def _colors(options: AugmentOptions) -> Sequence[Transform]:
     strength = options.color
-    return [ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=0.0)] if strength else []
+    return [ColorJitter(brightness=strength, contrast=strength, saturation=strength)] if strength else []

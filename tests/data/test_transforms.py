@@ -97,7 +97,7 @@ def test_scale_jitter_draws_all_scales_and_places():
 
 def test_same_generator_same_augmentation():
     transform = Compose(
-        [ScaleJitterCrop(SPEC.resize, 64, 0.5, 2.0), Flip(), ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)]
+        [ScaleJitterCrop(SPEC.resize, 64, 0.5, 2.0), Flip(), ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)]
     )
     before = torch.get_rng_state()
     one = transform(sample(), torch.Generator().manual_seed(7))
@@ -135,24 +135,20 @@ def test_rows_that_wait_for_their_batch_do_not_hold_the_file(tmp_path):
 
 
 def test_color_jitter_leaves_shape_and_instances():
-    changed = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, p=1.0)(
-        sample(), torch.Generator().manual_seed(0)
-    )
+    changed = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, p=1.0)(sample(), torch.Generator().manual_seed(0))
     assert changed.image.shape == (60, 90, 3)
     assert changed.image.dtype == torch.uint8
     assert not torch.equal(changed.image, sample().image)
-    never = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, p=0.0)(
-        sample(), torch.Generator().manual_seed(0)
-    )
+    never = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, p=0.0)(sample(), torch.Generator().manual_seed(0))
     assert torch.equal(never.image, sample().image)
     assert torch.equal(changed.instances.boxes, sample().instances.boxes)
 
 
-@pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "hue"])
+@pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation"])
 def test_each_kind_of_color_change_does_what_it_is_called(kind):
     colorful = sample()
     colorful.image[..., 1], colorful.image[..., 2] = 40, 90
-    strengths = {name: 0.5 * (name == kind) for name in ("brightness", "contrast", "saturation", "hue")}
+    strengths = {name: 0.5 * (name == kind) for name in ("brightness", "contrast", "saturation")}
     jitter = ColorJitter(**strengths, p=1.0)
     changed = jitter(colorful, torch.Generator().manual_seed(1)).image.float()
     before = colorful.image.float()
@@ -163,10 +159,8 @@ def test_each_kind_of_color_change_does_what_it_is_called(kind):
         assert factor[changed[changed > 0] < 250].std() < 0.05
     elif kind == "saturation":
         assert (grey[1] - grey[0]).abs().max() < 2
-    elif kind == "contrast":  # the mean stays
+    else:  # the mean stays
         assert abs(float(grey[1].mean() - grey[0].mean())) < 8
-    else:
-        assert torch.allclose(changed.amax(dim=2), before.amax(dim=2), atol=2)
 
 
 def test_flip_needs_the_schema_of_keypoints():

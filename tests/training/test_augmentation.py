@@ -18,7 +18,6 @@ def test_every_option_is_a_step():
     assert transpose == Transpose(0.3)
     assert isinstance(color, ColorJitter)
     assert (color._jitter.brightness, color._jitter.contrast, color._jitter.saturation) == ((0.6, 1.4),) * 3
-    assert color._jitter.hue is None
     scale, flip = augmentation(AugmentOptions(short_sides=(256, 320)), SPEC, None).steps
     assert scale == ShortSide((256, 320), SPEC.resize)
     assert flip == Flip(0.5)

@@ -126,6 +126,20 @@ def test_gradients_are_cut_to_the_norm_of_the_recipe(coco_folder, tmp_path, cons
     assert float(torch.cat(momenta).norm()) == pytest.approx(1e-6, rel=0.01)
 
 
+def test_momenta_come_back_in_the_layout_of_their_weights():
+    conv = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(conv.parameters())
+    conv(torch.randn(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    before = optimizer.state_dict()["state"]
+    saved = {f"{i}.{key}": value.contiguous() for i, values in before.items() for key, value in values.items()}
+    again = torch.optim.AdamW(conv.parameters())
+    loop._restore_optimizer(again, saved)
+    for i, values in again.state_dict()["state"].items():
+        assert all(torch.equal(value, before[i][key]) for key, value in values.items())
+    assert again.state[conv.weight]["exp_avg"].stride() == conv.weight.stride() != saved["0.exp_avg"].stride()
+
+
 def test_micro_batches_give_the_same_step(tmp_path, console):
     make_coco(tmp_path / "data", split="train", size=(64, 64))
     make_coco(tmp_path / "data", split="val", images=1)
