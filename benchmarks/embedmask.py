@@ -21,13 +21,13 @@ from torch import Tensor
 from benchmarks.learning import TURNS, recipe, trained
 from benchmarks.measure import report, seconds
 from maskwright.api import evaluate
-from maskwright.data.catalog import open_split
-from maskwright.data.coco import CocoDataset
-from maskwright.evaluation import DetectionMetrics
-from maskwright.evaluation.overlaps import edge, edge_width
+from maskwright.formats.catalog import open_split
+from maskwright.formats.dataset import Dataset
 from maskwright.inference import load
 from maskwright.inference.predictor import Model
-from maskwright.systems.embedmask import EmbedMask
+from maskwright.metrics import DetectionMetrics
+from maskwright.metrics.overlaps import edge, edge_width
+from maskwright.systems.one_stage.embedmask import EmbedMask
 
 COMMAND = "python -m benchmarks.embedmask --nuclei nuclei --people people-keypoints --out runs/embedmask"
 ENTRIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -114,7 +114,7 @@ def overlap(masks: Tensor, others: Tensor) -> Tensor:
     return shared / (a.sum(dim=1)[:, None] + b.sum(dim=1)[None] - shared).clamp(min=1)
 
 
-def edges(model: Model, dataset: CocoDataset, large_px: int) -> Tensor:
+def edges(model: Model, dataset: Dataset, large_px: int) -> Tensor:
     """Mask IoU and boundary IoU of the best answer to each object of more than `large_px`² pixels, (objects, 2)."""
     rows = []
     for i in range(len(dataset)):

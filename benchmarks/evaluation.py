@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks.measure import report
 from benchmarks.memory import memory
 from maskwright.api import score
-from maskwright.data.files import write_json
+from maskwright.formats.files import write_json
 
 SIZE, CLASSES, OBJECTS = (480, 640), 80, 7.3
 COMMAND = "python -m benchmarks.evaluation"

@@ -20,7 +20,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from benchmarks.measure import matmul_rate, report, seconds
 from maskwright.api import evaluate
-from maskwright.data.coco import Categories
+from maskwright.formats.dataset import Categories
 from maskwright.inference.predictor import Model, load
 from maskwright.runs import ModelCard
 from maskwright.runs.checkpoints import build_system

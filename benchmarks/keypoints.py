@@ -14,8 +14,8 @@ from rich.console import Console
 
 from benchmarks.measure import check_sections, report
 from maskwright.comparison.running import train_run
-from maskwright.data.catalog import images_to_learn_from, open_split
-from maskwright.data.files import write_json
+from maskwright.formats.catalog import images_to_learn_from, open_split
+from maskwright.formats.files import write_json
 from maskwright.recipes import DataOptions, find_recipe
 
 PAGE = Path(__file__).parent.parent / "docs" / "mask-rcnn.md"

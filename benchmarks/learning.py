@@ -20,7 +20,7 @@ from benchmarks import peers
 from benchmarks.measure import report
 from benchmarks.peers import TorchvisionFCOS, TorchvisionMaskRCNN
 from maskwright.api import evaluate
-from maskwright.data.catalog import open_split
+from maskwright.formats.catalog import open_split
 from maskwright.inference import load
 from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.runs.checkpoints import find_weights, read_tensors

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from benchmarks.measure import report
 from maskwright.api import score
-from maskwright.data.coco import Categories
-from maskwright.data.files import write_json
+from maskwright.formats.dataset import Categories
+from maskwright.formats.files import write_json
 from maskwright.inference.predictor import Model
 from maskwright.inference.results import CocoFile, Result
 from maskwright.recipes import DataOptions, find_recipe
@@ -27,8 +27,8 @@ from maskwright.runs import ModelCard
 from maskwright.runs.checkpoints import build_system
 from maskwright.runs.device import peak_memory
 from maskwright.structures import Instances
-from maskwright.systems.embedmask import Positions
-from maskwright.systems.fcos import Found
+from maskwright.systems.one_stage.embedmask import Positions
+from maskwright.systems.one_stage.fcos import Found
 from maskwright.training import loop, train
 
 SIZE, COUNT, SYSTEMS = (3000, 4000), 300, ("mask-rcnn-r50-fpn", "embedmask-r50", "embedmask-r50-fused")

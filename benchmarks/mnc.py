@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.measure import report
 from maskwright.api import evaluate
 from maskwright.comparison.running import costs, train_run
-from maskwright.data.catalog import open_split
+from maskwright.formats.catalog import open_split
 from maskwright.inference import load
 from maskwright.recipes import DataOptions, find_recipe
 from maskwright.runs.device import machine_line

@@ -23,16 +23,16 @@ from benchmarks.measure import report, seconds
 from maskwright.api import evaluate
 from maskwright.comparison import compare
 from maskwright.comparison.running import costs
-from maskwright.data import open_datasets
 from maskwright.data.loader import evaluation_batches
-from maskwright.evaluation import detect
-from maskwright.evaluation.proposals import ProposalMetrics, evaluate_proposals
+from maskwright.formats import open_datasets
 from maskwright.inference import Model, load
+from maskwright.metrics import detect
+from maskwright.metrics.proposals import ProposalMetrics, evaluate_proposals
 from maskwright.recipes import DataOptions, find_recipe
 from maskwright.structures import ImageBatch, Instances
 from maskwright.systems import SYSTEMS
-from maskwright.systems.deepmask import DeepMask
-from maskwright.systems.mask_rcnn import FasterRCNN
+from maskwright.systems.proposals.deepmask import DeepMask
+from maskwright.systems.rcnn.mask_rcnn import FasterRCNN
 from maskwright.training import train
 
 PAGE = Path(__file__).parent.parent / "docs" / "deepmask.md"

@@ -11,8 +11,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from benchmarks.measure import report, seconds
 from benchmarks.peers import TorchvisionMaskRCNN
-from maskwright.data.catalog import open_split
 from maskwright.data.loader import evaluation_batches
+from maskwright.formats.catalog import open_split
 from maskwright.runs import choose_precision
 from maskwright.runs.checkpoints import build_system
 from maskwright.structures import InputSpec, ResizeRule

@@ -22,20 +22,20 @@ from maskwright.comparison.comparing import (
     with_history,
 )
 from maskwright.comparison.running import costs
-from maskwright.data.catalog import open_split
-from maskwright.data.coco import CocoDataset
-from maskwright.data.coco_results import check_results, holds_keypoints
-from maskwright.data.files import read_json
-from maskwright.evaluation import DetectionMetrics, default_limits, evaluate_detections
-from maskwright.evaluation.cityscapes import CityscapesMetrics, evaluate_cityscapes, is_cityscapes
-from maskwright.evaluation.detection import COCO_LIMITS, check_limits, proposal_limits
-from maskwright.evaluation.overlaps import Kind
-from maskwright.evaluation.proposals import ProposalMetrics, evaluate_proposals
-from maskwright.evaluation.region_ap import RegionMetrics, evaluate_regions
+from maskwright.formats.catalog import open_split
+from maskwright.formats.coco_results import check_results, holds_keypoints
+from maskwright.formats.dataset import Dataset
+from maskwright.formats.files import read_json
 from maskwright.inference import Model, load
 from maskwright.inference.predictor import load_with
 from maskwright.inference.scoring import detections
 from maskwright.inference.writer import predict_files as predict
+from maskwright.metrics import DetectionMetrics, default_limits, evaluate_detections
+from maskwright.metrics.cityscapes import CityscapesMetrics, evaluate_cityscapes, is_cityscapes
+from maskwright.metrics.detection import COCO_LIMITS, check_limits, proposal_limits
+from maskwright.metrics.overlaps import Kind
+from maskwright.metrics.proposals import ProposalMetrics, evaluate_proposals
+from maskwright.metrics.region_ap import RegionMetrics, evaluate_regions
 from maskwright.recipes import Recipe, find_recipe
 from maskwright.recipes.recipe import data_options, read_recipe
 from maskwright.runs.importing import import_weights
@@ -184,7 +184,7 @@ def evaluate(
     return scoring.of_model(model, where, _command(words, options))
 
 
-def _say_learnt(run: Path, data: Path, dataset: CocoDataset, console: Console) -> None:
+def _say_learnt(run: Path, data: Path, dataset: Dataset, console: Console) -> None:
     """Say how many of the images a run was trained on, where it divided this very file itself."""
     if not ((run / RECIPE).is_file() and (run / SPLIT).is_file()):
         return
@@ -284,7 +284,7 @@ def _command(words: Sequence[str], options: Mapping[str, Any]) -> str:
 class _Scoring:
     """How detections of a data set are scored, and where the page about it goes."""
 
-    dataset: CocoDataset
+    dataset: Dataset
     split: str
     max_detections: Sequence[int] | None
     class_agnostic: bool

@@ -125,9 +125,9 @@ def compare(
 ) -> None:
     """Train systems, score them beside runs and anybody's results, and write one report with what can be told apart."""
     from maskwright.comparison import compare
-    from maskwright.evaluation.comparison import in_words
     from maskwright.overview import comparison_tables
     from maskwright.recipes.recipe import data_options
+    from maskwright.reports.tables import in_words
 
     options = data_options(
         path=str(data),
@@ -192,7 +192,7 @@ def evaluate(
 ) -> None:
     """Score a run, or anybody's COCO results file, by COCO's protocol."""
     from maskwright import api
-    from maskwright.data.files import write_json
+    from maskwright.formats.files import write_json
     from maskwright.overview import evaluation_tables
     from maskwright.recipes.recipe import parse_assignments
 

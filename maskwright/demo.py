@@ -7,9 +7,9 @@ from PIL import Image
 from rich.console import Console
 
 from maskwright import api
-from maskwright.data.catalog import open_split
-from maskwright.evaluation import contact_sheet
+from maskwright.formats.catalog import open_split
 from maskwright.overview import metric_tables
+from maskwright.reports import contact_sheet
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "nuclei"
 SYSTEM = "mask-rcnn-small"

@@ -11,15 +11,15 @@ from rich.table import Column, Table
 from torch import nn
 
 from maskwright.api import Evaluation
-from maskwright.evaluation import DetectionMetrics
-from maskwright.evaluation.cityscapes import CityscapesMetrics
-from maskwright.evaluation.comparison import Comparison
-from maskwright.evaluation.detection import KEYPOINT_LIMIT, KIND_NAMES, percent
-from maskwright.evaluation.overlaps import Kind
-from maskwright.evaluation.proposals import ProposalMetrics
-from maskwright.evaluation.region_ap import RegionMetrics
-from maskwright.evaluation.study import AVERAGES
+from maskwright.metrics import DetectionMetrics
+from maskwright.metrics.cityscapes import CityscapesMetrics
+from maskwright.metrics.detection import KEYPOINT_LIMIT, KIND_NAMES, percent
+from maskwright.metrics.overlaps import Kind
+from maskwright.metrics.proposals import ProposalMetrics
+from maskwright.metrics.region_ap import RegionMetrics
+from maskwright.metrics.studies import AVERAGES
 from maskwright.recipes import RECIPES, Stage, find_recipe
+from maskwright.reports.tables import Comparison
 from maskwright.runs.checkpoints import all_arguments
 from maskwright.systems import SYSTEMS, find_builder
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from maskwright.data.catalog import open_split
-from maskwright.evaluation.overlaps import as_rle
+from maskwright.formats.catalog import open_split
+from maskwright.metrics.overlaps import as_rle
 from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.structures import Masks
 from maskwright.systems import find_builder

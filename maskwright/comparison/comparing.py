@@ -15,25 +15,25 @@ from torch import nn
 
 from maskwright.comparison.plan import PLAN, Budget, Entry, parse_entries, recipes
 from maskwright.comparison.running import check_run, costs, kept, train_run
-from maskwright.data import open_datasets
-from maskwright.data.catalog import open_split
-from maskwright.data.coco import CocoDataset
-from maskwright.data.coco_results import check_results, holds_keypoints
-from maskwright.data.files import read_json, write_json
-from maskwright.evaluation import default_limits
-from maskwright.evaluation.comparison import Comparison, Facts, Protocol, decisive, tabulate
-from maskwright.evaluation.detection import COCO_LIMITS, check_limits, proposal_limits
-from maskwright.evaluation.gallery import Group, gallery
-from maskwright.evaluation.overlaps import Kind
-from maskwright.evaluation.proposal_study import study_proposals
-from maskwright.evaluation.report import write_report
-from maskwright.evaluation.statistics import RESAMPLES, image_weights
-from maskwright.evaluation.study import Study, study
+from maskwright.formats import open_datasets
+from maskwright.formats.catalog import open_split
+from maskwright.formats.coco_results import check_results, holds_keypoints
+from maskwright.formats.dataset import Dataset
+from maskwright.formats.files import read_json, write_json
 from maskwright.inference import Model, load
 from maskwright.inference.predictor import load_with
 from maskwright.inference.scoring import detections, has_keypoints, has_masks, match_categories
+from maskwright.metrics import default_limits
+from maskwright.metrics.detection import COCO_LIMITS, check_limits, proposal_limits
+from maskwright.metrics.overlaps import Kind
+from maskwright.metrics.proposal_study import study_proposals
+from maskwright.metrics.statistics import RESAMPLES, image_weights
+from maskwright.metrics.studies import Study, study
 from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.recipes.recipe import parse_assignments
+from maskwright.reports.gallery import Group, gallery
+from maskwright.reports.page import write_report
+from maskwright.reports.tables import Comparison, Facts, Protocol, decisive, tabulate
 from maskwright.runs.checkpoints import all_arguments, find_weights
 from maskwright.runs.device import machine_line
 from maskwright.runs.progress import shown
@@ -131,7 +131,7 @@ def _answer(
     entries: Sequence[Entry],
     models: Mapping[str, Model],
     weights: Mapping[str, Sequence[Path]],
-    dataset: CocoDataset,
+    dataset: Dataset,
     max_detections: Sequence[int] | None,
     by: str | None,
     out: Path,
@@ -163,7 +163,7 @@ def _check_place(out: Path) -> None:
 
 
 def assemble(
-    dataset: CocoDataset,
+    dataset: Dataset,
     answered: Mapping[str, Answered],
     *,
     title: str,
@@ -212,9 +212,7 @@ def assemble(
     )
 
 
-def publish(
-    comparison: Comparison, dataset: CocoDataset, answered: Mapping[str, Answered], out: Path, console: Console
-) -> None:
+def publish(comparison: Comparison, dataset: Dataset, answered: Mapping[str, Answered], out: Path, console: Console) -> None:
     """Write the page, with pictures where the images are there."""
     groups: list[Group] = []
     gone = sum(not dataset.image_path(i).is_file() for i in range(len(dataset)))
@@ -271,7 +269,7 @@ def _ranked_by(by: str | None, name: str, answered: Answered) -> Answered:
     return replace(answered, facts=replace(answered.facts, task=task), kinds=kinds)
 
 
-def from_files(paths: Sequence[Path], dataset: CocoDataset) -> Answered:
+def from_files(paths: Sequence[Path], dataset: Dataset) -> Answered:
     """Somebody's COCO results."""
 
     def read(path: Path) -> list[dict[str, Any]]:
@@ -284,13 +282,13 @@ def from_files(paths: Sequence[Path], dataset: CocoDataset) -> Answered:
     return replace(first, facts=facts, results=[lambda path=path: read(path) for path in paths])  # type: ignore[misc]
 
 
-def from_results(path: Path, results: list[dict[str, Any]], dataset: CocoDataset) -> Answered:
+def from_results(path: Path, results: list[dict[str, Any]], dataset: Dataset) -> Answered:
     """Somebody's COCO results, read and checked."""
     kinds = kinds_of(path, results, dataset)
     return Answered(Facts(task=_task_of(kinds), source=str(path)), [lambda: results], kinds, Intensity())
 
 
-def kinds_of(path: Path, results: Sequence[dict[str, Any]], dataset: CocoDataset) -> list[Kind]:
+def kinds_of(path: Path, results: Sequence[dict[str, Any]], dataset: Dataset) -> list[Kind]:
     """What somebody's results can be scored on.
 
     Raises:
@@ -308,7 +306,7 @@ def kinds_of(path: Path, results: Sequence[dict[str, Any]], dataset: CocoDataset
     return kinds
 
 
-def from_model(model: Model, dataset: CocoDataset, results: Sequence[Callable[[], list[dict[str, Any]]]]) -> Answered:
+def from_model(model: Model, dataset: Dataset, results: Sequence[Callable[[], list[dict[str, Any]]]]) -> Answered:
     """What a model answered."""
     task = model.system.task
     kinds: list[Kind] = ["bbox"]
@@ -323,7 +321,7 @@ def from_model(model: Model, dataset: CocoDataset, results: Sequence[Callable[[]
     return Answered(facts, results, kinds, model.system.input.intensity)
 
 
-def say_unscored(model: Model, answered: Answered, dataset: CocoDataset, console: Console) -> None:
+def say_unscored(model: Model, answered: Answered, dataset: Dataset, console: Console) -> None:
     """Tell of keypoints that the data does not have."""
     if model.system.task.has_keypoints and "keypoints" not in answered.kinds:
         console.print(f"{dataset.path}: has no keypoints: those of the model are not scored", highlight=False)
@@ -389,7 +387,7 @@ def _from_runs(
     entry: Entry,
     weights: Sequence[Path],
     model: Model,
-    dataset: CocoDataset,
+    dataset: Dataset,
     limit: int,
     by: str | None,
     out: Path,
@@ -438,7 +436,7 @@ def _with_keypoints(options: DataOptions, entries: Sequence[Entry], models: Mapp
     return options.model_copy(update={"keypoints": True}) if trained or opened or given else options
 
 
-def _open_data(options: DataOptions, entries: Sequence[Entry]) -> CocoDataset:
+def _open_data(options: DataOptions, entries: Sequence[Entry]) -> Dataset:
     """The images everything is scored on."""
     path, keypoints = Path(options.path), bool(options.keypoints)
     images = None if options.images is None else Path(options.images)
@@ -457,7 +455,7 @@ def _opened(entry: Entry, device: str) -> Model:
     return opened[0]
 
 
-def _check_model(name: str, model: Model, dataset: CocoDataset, by: str | None, console: Console) -> None:
+def _check_model(name: str, model: Model, dataset: Dataset, by: str | None, console: Console) -> None:
     """Make sure that a model can be scored on the data, and ranked."""
     if model.system.task != Task.PROPOSALS:
         match_categories(model.categories, dataset.categories, str(dataset.path), console)
@@ -465,7 +463,7 @@ def _check_model(name: str, model: Model, dataset: CocoDataset, by: str | None, 
     say_unscored(model, answered, dataset, console)
 
 
-def _check_plan(plan: Mapping[str, Recipe], dataset: CocoDataset) -> None:
+def _check_plan(plan: Mapping[str, Recipe], dataset: Dataset) -> None:
     """Build what is to be trained, all of it before the first."""
     for name, recipe in plan.items():
         try:
@@ -481,7 +479,7 @@ def _check_plan(plan: Mapping[str, Recipe], dataset: CocoDataset) -> None:
 def _train(
     plan: Mapping[str, Recipe],
     folders: Mapping[str, Sequence[Path]],
-    dataset: CocoDataset,
+    dataset: Dataset,
     device: str,
     console: Console,
 ) -> None:
@@ -507,7 +505,7 @@ def _train(
 
 
 def _costs(
-    models: Mapping[str, Model], weights: Mapping[str, Sequence[Path]], dataset: CocoDataset, out: Path, console: Console
+    models: Mapping[str, Model], weights: Mapping[str, Sequence[Path]], dataset: Dataset, out: Path, console: Console
 ) -> dict[str, dict[str, float | None]]:
     """Time and memory of all models, measured together."""
     if not models:

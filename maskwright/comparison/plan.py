@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskwright.data.files import read_json, write_json
+from maskwright.formats.files import read_json, write_json
 from maskwright.recipes import RECIPES, DataOptions, Recipe, find_recipe
 from maskwright.training.loop import seconds_per_epoch
 

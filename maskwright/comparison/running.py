@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from maskwright.data.coco import CocoDataset
-from maskwright.data.files import read_json, write_json
+from maskwright.formats.dataset import Dataset
+from maskwright.formats.files import read_json, write_json
 from maskwright.inference import Model
 from maskwright.recipes import Recipe, read_recipe
 from maskwright.runs.device import peak_memory, return_freed_memory
@@ -68,7 +68,7 @@ def kept(path: Path, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
     return answer
 
 
-def costs(models: Mapping[str, Model], dataset: CocoDataset, console: Console) -> dict[str, dict[str, float | None]]:
+def costs(models: Mapping[str, Model], dataset: Dataset, console: Console) -> dict[str, dict[str, float | None]]:
     """Median time of an image, ms, and highest memory above the model, MB; the models take turns on the same images.
 
     A machine that changes its pace thereby treats all alike.

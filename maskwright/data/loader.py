@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils import data as torch_data
+from torch.utils.data import DataLoader, Sampler
 
-from maskwright.data.coco import CocoDataset, Sample
 from maskwright.data.proposals import Proposals
 from maskwright.data.transforms import Transform, drop_unseen
+from maskwright.formats.dataset import Dataset, Sample
 from maskwright.structures import ImageBatch, InputSpec, Instances, PatchKind
 
 
@@ -65,7 +66,7 @@ class Row(NamedTuple):
     kind: PatchKind | None = None
 
 
-class TrainingImages(Dataset[Row | str]):
+class TrainingImages(torch_data.Dataset[Row | str]):
     """Augmented samples of a data set; an image that cannot be read gives its message.
 
     Args:
@@ -75,7 +76,7 @@ class TrainingImages(Dataset[Row | str]):
 
     def __init__(
         self,
-        dataset: CocoDataset,
+        dataset: Dataset,
         *,
         spec: InputSpec,
         transform: Transform,
@@ -177,7 +178,7 @@ class Share:
 class TrainingSource(Protocol):
     """What training draws its batches from: whole images, or patches of them."""
 
-    dataset: CocoDataset
+    dataset: Dataset
 
     def __len__(self) -> int: ...
     def __getitem__(self, address: Address) -> Row | str: ...
@@ -224,7 +225,7 @@ def _or_raise(batch: Batch | str) -> Batch:
 
 
 def evaluation_batches(
-    dataset: CocoDataset, *, spec: InputSpec, batch_size: int, proposals: Proposals | None = None
+    dataset: Dataset, *, spec: InputSpec, batch_size: int, proposals: Proposals | None = None
 ) -> Iterator[Batch]:
     """Every image once, in order, as it is; images of the same input size share a batch."""
     still = TrainingImages(

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils import data as torch_data
 
-from maskwright.data.coco import CocoDataset, Sample
 from maskwright.data.loader import Address, Batch, Row, key_of, padded_together
 from maskwright.data.transforms import Transform
+from maskwright.formats.dataset import Dataset, Sample
 from maskwright.structures import InputSpec, PatchBatch, PatchGeometry, PatchKind
 from maskwright.structures.rle import Window
 
@@ -51,7 +51,7 @@ class Objects:
     """
 
     def __init__(
-        self, dataset: CocoDataset, spec: InputSpec, geometry: PatchGeometry, *, min_area_px: float, min_side_px: float
+        self, dataset: Dataset, spec: InputSpec, geometry: PatchGeometry, *, min_area_px: float, min_side_px: float
     ) -> None:
         columns = [dataset.columns(i) for i in range(len(dataset))]
         counts = [len(c.ids) for c in columns]
@@ -215,7 +215,7 @@ class PatchAugmentation:
     geometry: Transform
 
 
-class TrainingPatches(Dataset[Row | str]):
+class TrainingPatches(torch_data.Dataset[Row | str]):
     """Patches of a data set; every batch is of one kind.
 
     Args:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskwright.data.coco import CocoDataset
-from maskwright.data.coco_results import check_results, result_boxes, result_code
-from maskwright.data.files import read_json
+from maskwright.formats.coco_results import check_results, result_boxes, result_code
+from maskwright.formats.dataset import Dataset
+from maskwright.formats.files import read_json
 from maskwright.structures import Instances, Masks
 
 
@@ -51,7 +51,7 @@ class Proposals:
         )
 
 
-def read_proposals(path: Path, dataset: CocoDataset, *, most: int) -> Proposals:
+def read_proposals(path: Path, dataset: Dataset, *, most: int) -> Proposals:
     """Somebody's proposals for the images of a data set.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torchvision.transforms import v2
 
-from maskwright.data.coco import Sample
+from maskwright.formats.dataset import Sample
 from maskwright.structures import Instances, KeypointSchema, ResizeRule
 from maskwright.structures.rle import Window
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from maskwright.data.coco import Categories
-from maskwright.data.images import read_image
+from maskwright.formats.dataset import Categories
+from maskwright.formats.images import read_image
 from maskwright.inference.results import Result
 from maskwright.layers.norms import fold_frozen_norms
 from maskwright.layers.precision import cast_weights

@@ -10,10 +10,10 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from maskwright.data.coco import Categories
-from maskwright.data.coco_results import to_coco_results
-from maskwright.data.images import read_image
-from maskwright.evaluation.drawing import draw_instances
+from maskwright.formats.coco_results import to_coco_results
+from maskwright.formats.dataset import Categories
+from maskwright.formats.images import read_image
+from maskwright.reports.drawing import draw_instances
 from maskwright.structures import Instances, Intensity, Masks
 
 

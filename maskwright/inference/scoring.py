@@ -5,15 +5,15 @@ from typing import Any
 
 from rich.console import Console
 
-from maskwright.data.coco import Categories, CocoDataset
 from maskwright.data.loader import evaluation_batches
-from maskwright.evaluation import detect
+from maskwright.formats.dataset import Categories, Dataset
 from maskwright.inference.predictor import Model
+from maskwright.metrics import detect
 from maskwright.runs.progress import shown
 
 
 def detections(
-    model: Model, dataset: CocoDataset, *, limit: int, console: Console, class_agnostic: bool = False
+    model: Model, dataset: Dataset, *, limit: int, console: Console, class_agnostic: bool = False
 ) -> list[dict[str, Any]]:
     """Detections as COCO results; those of classes that the data does not have are left out.
 
@@ -63,7 +63,7 @@ def match_categories(model: Categories, data: Categories, where: str, console: C
     )
 
 
-def has_keypoints(model: Categories, dataset: CocoDataset) -> bool:
+def has_keypoints(model: Categories, dataset: Dataset) -> bool:
     """Whether keypoints can be scored.
 
     Raises:
@@ -76,7 +76,7 @@ def has_keypoints(model: Categories, dataset: CocoDataset) -> bool:
     return known is not None and wanted is not None
 
 
-def has_masks(dataset: CocoDataset) -> bool:
+def has_masks(dataset: Dataset) -> bool:
     """Whether masks can be scored; some without a segmentation would count as never found.
 
     Raises:

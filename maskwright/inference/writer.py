@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from maskwright.data.cityscapes import CLASSES
-from maskwright.data.coco import Categories
-from maskwright.data.files import atomic_write, write_json, write_text
-from maskwright.data.images import ImageError, list_images
+from maskwright.formats.cityscapes import CLASSES
+from maskwright.formats.dataset import Categories
+from maskwright.formats.files import atomic_write, write_json, write_text
+from maskwright.formats.images import ImageError, list_images
 from maskwright.inference.predictor import Model, load_with
 from maskwright.inference.results import CocoFile, Result
 from maskwright.runs.progress import shown

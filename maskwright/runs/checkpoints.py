@@ -13,13 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskwright.data.coco import Categories
-from maskwright.data.files import atomic_write, write_json
+from maskwright.formats.dataset import Categories
+from maskwright.formats.files import atomic_write, write_json
 from maskwright.recipes.recipe import complaints
 from maskwright.structures import InputSpec, KeypointSchema
 from maskwright.systems import SYSTEMS, Builder, System, Task, find_builder
-from maskwright.systems.keypoint_rcnn import KEYPOINT_LAYER
-from maskwright.systems.propose_then_detect import ProposeThenDetect
+from maskwright.systems.proposals.propose_then_detect import ProposeThenDetect
+from maskwright.systems.rcnn.keypoints import KEYPOINT_LAYER
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskwright.data.coco import Categories
-from maskwright.data.files import write_json
+from maskwright.formats.dataset import Categories
+from maskwright.formats.files import write_json
 from maskwright.runs.checkpoints import NORM_EPS, ModelCard, all_arguments, build_system, load_strictly, save_model
 from maskwright.weights import deepmask, detectron2, embedmask, mnc, torchvision
 from maskwright.weights.conversion import Converted, Source

@@ -4,39 +4,27 @@ import difflib
 import importlib
 from collections.abc import Callable
 
-from maskwright.systems.deepmask import deepmask_r50, deepmask_small, deepmask_vgg
-from maskwright.systems.embedmask import embedmask_r50, embedmask_r101, embedmask_small
-from maskwright.systems.embedmask_early import (
+from maskwright.systems.cascades.fcis import fcis_r101, fcis_small
+from maskwright.systems.cascades.mnc import mnc_small, mnc_vgg16
+from maskwright.systems.cascades.mnc_r101 import mnc_r101
+from maskwright.systems.cascades.mnc_released import mnc_vgg16_released
+from maskwright.systems.cascades.mnc_stepwise import mnc_stepwise_small, mnc_unshared_small
+from maskwright.systems.one_stage.early import (
     embedmask_arxiv_small,
     embedmask_r50_arxiv,
     embedmask_r50_scalar,
     embedmask_r101_arxiv,
     embedmask_r101_scalar,
 )
-from maskwright.systems.embedmask_fused import embedmask_fused_small, embedmask_r50_fused, embedmask_r101_fused
-from maskwright.systems.fast_rcnn import fast_rcnn_r50_fpn, fast_rcnn_small, fast_rcnn_vgg16
-from maskwright.systems.fcis import fcis_r101, fcis_small
-from maskwright.systems.fcos import fcos_r50, fcos_small
-from maskwright.systems.keypoint_rcnn import (
-    keypoint_rcnn_r50_fpn,
-    keypoint_rcnn_r101_fpn,
-    keypoint_rcnn_small,
-    keypoint_rcnn_x101_fpn,
-    mask_keypoint_rcnn_r50_fpn,
-    mask_keypoint_rcnn_small,
-)
-from maskwright.systems.mask_rcnn import (
-    faster_rcnn_r50_fpn,
-    faster_rcnn_r101_fpn,
-    faster_rcnn_small,
-    faster_rcnn_x101_fpn,
-    mask_rcnn_r50_fpn,
-    mask_rcnn_r101_fpn,
-    mask_rcnn_small,
-    mask_rcnn_x101_64x4d_fpn,
-    mask_rcnn_x101_fpn,
-)
-from maskwright.systems.mask_rcnn_c4 import (
+from maskwright.systems.one_stage.embedmask import embedmask_r50, embedmask_r101, embedmask_small
+from maskwright.systems.one_stage.fcos import fcos_r50, fcos_small
+from maskwright.systems.one_stage.fused import embedmask_fused_small, embedmask_r50_fused, embedmask_r101_fused
+from maskwright.systems.one_stage.torchvision import fcos_r50_torchvision
+from maskwright.systems.proposals.deepmask import deepmask_r50, deepmask_small, deepmask_vgg
+from maskwright.systems.proposals.fast_rcnn import fast_rcnn_r50_fpn, fast_rcnn_small, fast_rcnn_vgg16
+from maskwright.systems.proposals.multipath import multipath_small, multipath_vgg16
+from maskwright.systems.proposals.sharpmask import sharpmask_r50, sharpmask_small
+from maskwright.systems.rcnn.c4 import (
     faster_rcnn_r50_c4,
     faster_rcnn_r50_dc5,
     faster_rcnn_r101_c4,
@@ -47,7 +35,26 @@ from maskwright.systems.mask_rcnn_c4 import (
     mask_rcnn_r101_c4,
     mask_rcnn_r101_dc5,
 )
-from maskwright.systems.mask_rcnn_rivals import (
+from maskwright.systems.rcnn.keypoints import (
+    keypoint_rcnn_r50_fpn,
+    keypoint_rcnn_r101_fpn,
+    keypoint_rcnn_small,
+    keypoint_rcnn_x101_fpn,
+    mask_keypoint_rcnn_r50_fpn,
+    mask_keypoint_rcnn_small,
+)
+from maskwright.systems.rcnn.mask_rcnn import (
+    faster_rcnn_r50_fpn,
+    faster_rcnn_r101_fpn,
+    faster_rcnn_small,
+    faster_rcnn_x101_fpn,
+    mask_rcnn_r50_fpn,
+    mask_rcnn_r101_fpn,
+    mask_rcnn_small,
+    mask_rcnn_x101_64x4d_fpn,
+    mask_rcnn_x101_fpn,
+)
+from maskwright.systems.rcnn.rivals import (
     keypoint_rcnn_rivals_r50_fpn,
     keypoint_rcnn_rivals_small,
     mask_rcnn_rivals_c4_small,
@@ -57,20 +64,13 @@ from maskwright.systems.mask_rcnn_rivals import (
     mask_rcnn_rivals_r50_fpn,
     mask_rcnn_rivals_small,
 )
-from maskwright.systems.mnc import mnc_small, mnc_vgg16
-from maskwright.systems.mnc_r101 import mnc_r101
-from maskwright.systems.mnc_released import mnc_vgg16_released
-from maskwright.systems.mnc_stepwise import mnc_stepwise_small, mnc_unshared_small
-from maskwright.systems.multipath import multipath_small, multipath_vgg16
-from maskwright.systems.sharpmask import sharpmask_r50, sharpmask_small
-from maskwright.systems.system import Loss, System, Task
-from maskwright.systems.torchvision_fcos import fcos_r50_torchvision
-from maskwright.systems.torchvision_rcnn import (
+from maskwright.systems.rcnn.torchvision import (
     faster_rcnn_r50_fpn_torchvision,
     keypoint_rcnn_r50_fpn_torchvision,
     mask_rcnn_r50_fpn_torchvision,
 )
-from maskwright.systems.torchvision_rcnn_deeper import faster_rcnn_r50_fpn_torchvision_v2, mask_rcnn_r50_fpn_torchvision_v2
+from maskwright.systems.rcnn.torchvision_v2 import faster_rcnn_r50_fpn_torchvision_v2, mask_rcnn_r50_fpn_torchvision_v2
+from maskwright.systems.system import Loss, System, Task
 
 __all__ = ["SYSTEMS", "Builder", "Loss", "System", "Task", "find_builder"]
 

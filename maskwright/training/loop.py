@@ -22,15 +22,15 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from maskwright.data import CocoDataset
-from maskwright.data.coco import Categories
-from maskwright.data.files import read_json, write_json, write_text
 from maskwright.data.loader import Batch, Share, TrainingSource, evaluation_batches, training_batches
-from maskwright.evaluation import DetectionMetrics, default_limits, detect, evaluate_detections
-from maskwright.evaluation.detection import KIND_ADJECTIVES, percent, proposal_limits
-from maskwright.evaluation.overlaps import Kind
+from maskwright.formats import Dataset
+from maskwright.formats.dataset import Categories
+from maskwright.formats.files import read_json, write_json, write_text
 from maskwright.layers.backbones import Backbone, ImageNetPart
 from maskwright.layers.norms import has_frozen_norms
+from maskwright.metrics import DetectionMetrics, default_limits, detect, evaluate_detections
+from maskwright.metrics.detection import KIND_ADJECTIVES, percent, proposal_limits
+from maskwright.metrics.overlaps import Kind
 from maskwright.recipes import Recipe, Stage
 from maskwright.runs import ModelCard, Precision, choose_precision, initialize, save_model
 from maskwright.runs.checkpoints import (
@@ -77,8 +77,8 @@ class _Run:
     out: Path
     card: ModelCard
     system: System
-    train: CocoDataset
-    val: CocoDataset
+    train: Dataset
+    val: Dataset
     precision: Precision
     console: Console
     processes: Processes
@@ -536,7 +536,7 @@ def _check_terms(run: _Run) -> None:
     run.system.train()
 
 
-def new_system(recipe: Recipe, train_set: CocoDataset, console: Console) -> tuple[System, ModelCard]:
+def new_system(recipe: Recipe, train_set: Dataset, console: Console) -> tuple[System, ModelCard]:
     """The network with its first weights, and what it takes to build it again."""
     arguments = all_arguments(recipe.system, {"num_classes": len(train_set.categories), **recipe.arguments})
     if "num_keypoints" in arguments:

@@ -10,18 +10,18 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from maskwright.data import CocoDataset
-from maskwright.data.coco import Categories
-from maskwright.data.files import write_json
 from maskwright.data.loader import evaluation_batches
 from maskwright.data.proposals import Proposals, read_proposals
-from maskwright.evaluation import detect
+from maskwright.formats import Dataset
+from maskwright.formats.dataset import Categories
+from maskwright.formats.files import write_json
+from maskwright.metrics import detect
 from maskwright.recipes import Recipe
 from maskwright.runs import ModelCard, Precision, open_model
 from maskwright.runs.checkpoints import find_weights
 from maskwright.runs.progress import shown
 from maskwright.systems import System, Task
-from maskwright.systems.fast_rcnn import FastRCNN
+from maskwright.systems.proposals.fast_rcnn import FastRCNN
 from maskwright.training.distributed import Processes
 
 FOLDER = "proposals"
@@ -46,8 +46,8 @@ class GivenProposals:
 def proposals_of(
     recipe: Recipe,
     system: System,
-    train: CocoDataset,
-    val: CocoDataset,
+    train: Dataset,
+    val: Dataset,
     *,
     precision: Precision,
     processes: Processes,
@@ -90,8 +90,8 @@ def check_proposals(recipe: Recipe, system: System) -> None:
 def _made(
     recipe: Recipe,
     source: Path,
-    train: CocoDataset,
-    val: CocoDataset,
+    train: Dataset,
+    val: Dataset,
     *,
     most: int,
     precision: Precision,
@@ -119,7 +119,7 @@ def _made(
 def _kept(
     source: Path,
     system: System,
-    dataset: CocoDataset,
+    dataset: Dataset,
     most: int,
     precision: Precision,
     processes: Processes,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskwright.data import CocoDataset
+from maskwright.formats import Dataset
 from maskwright.recipes import Recipe
 from maskwright.runs.checkpoints import build_system
 from maskwright.structures import PatchGeometry
@@ -16,7 +16,7 @@ PERCENTILES = (2.5, 25.0, 50.0, 75.0, 97.5)
 
 
 def octaves_of_data(
-    recipe: Recipe, arguments: dict[str, Any], dataset: CocoDataset, say: Callable[[str], object]
+    recipe: Recipe, arguments: dict[str, Any], dataset: Dataset, say: Callable[[str], object]
 ) -> tuple[float, ...]:
     """The scales at which a recipe's system sees most objects of a data set at their canonical size, base-2 logarithms.
 

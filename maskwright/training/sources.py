@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from maskwright.data import CocoDataset, open_datasets
-from maskwright.data.catalog import images_to_learn_from
 from maskwright.data.loader import Batch, Share, TrainingImages, TrainingSource, evaluation_batches, training_batches
 from maskwright.data.patches import SAMPLERS, Objects, PatchAugmentation, TrainingPatches
 from maskwright.data.proposals import Proposals
 from maskwright.data.transforms import Compose
+from maskwright.formats import Dataset, open_datasets
+from maskwright.formats.catalog import images_to_learn_from
 from maskwright.recipes import Recipe, Stage
 from maskwright.runs.checkpoints import all_arguments
 from maskwright.structures import PatchGeometry
@@ -16,9 +16,7 @@ from maskwright.systems import System
 from maskwright.training.augmentation import augmentation, patch_augmentation
 
 
-def training_source(
-    stage: Stage, system: System, dataset: CocoDataset, seed: int, proposals: Proposals | None
-) -> TrainingSource:
+def training_source(stage: Stage, system: System, dataset: Dataset, seed: int, proposals: Proposals | None) -> TrainingSource:
     """What a stage learns from."""
     if stage.patches is not None:
         options = stage.patches
@@ -36,7 +34,7 @@ def training_source(
 
 
 def validation_batches(
-    stage: Stage, system: System, dataset: CocoDataset, share: Share, proposals: Proposals | None
+    stage: Stage, system: System, dataset: Dataset, share: Share, proposals: Proposals | None
 ) -> Iterator[Batch]:
     """One process' batches for a stage's validation loss, always the same ones and not augmented."""
     if stage.patches is None:
@@ -53,7 +51,7 @@ def validation_batches(
 
 
 def _patches(
-    stage: Stage, system: System, dataset: CocoDataset, augment: PatchAugmentation, num_batches: int, seed: int
+    stage: Stage, system: System, dataset: Dataset, augment: PatchAugmentation, num_batches: int, seed: int
 ) -> TrainingPatches:
     options, geometry = stage.patches, getattr(system, "geometry", None)
     assert options is not None
@@ -72,7 +70,7 @@ def _patches(
     )
 
 
-def open_data(recipe: Recipe, *, with_images: bool = True) -> tuple[CocoDataset, CocoDataset]:
+def open_data(recipe: Recipe, *, with_images: bool = True) -> tuple[Dataset, Dataset]:
     """The images a recipe learns from, and those it is validated on.
 
     Args:
@@ -111,6 +109,6 @@ def open_data(recipe: Recipe, *, with_images: bool = True) -> tuple[CocoDataset,
     return train_set, val_set
 
 
-def split_of(datasets: tuple[CocoDataset, CocoDataset]) -> dict[str, list[int]]:
+def split_of(datasets: tuple[Dataset, Dataset]) -> dict[str, list[int]]:
     """Ids of the images of both, as a run keeps them."""
     return {"train": datasets[0].image_ids.tolist(), "val": datasets[1].image_ids.tolist()}

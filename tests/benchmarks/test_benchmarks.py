@@ -4,8 +4,8 @@ import torch
 
 from benchmarks import learning, masks, measure
 from benchmarks.peers import torchvision_small
-from maskwright.data.catalog import open_split
 from maskwright.data.loader import evaluation_batches
+from maskwright.formats.catalog import open_split
 from maskwright.systems import SYSTEMS
 from tests.conftest import EXAMPLES
 

@@ -8,7 +8,7 @@ import pytest
 
 import maskwright as mw
 from maskwright.comparison import running
-from maskwright.data.catalog import open_split
+from maskwright.formats.catalog import open_split
 from maskwright.inference import load
 from maskwright.inference.scoring import detections
 from maskwright.recipes.recipe import read_recipe

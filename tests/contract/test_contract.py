@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maskwright.data.coco import Categories
+from maskwright.formats.dataset import Categories
 from maskwright.recipes import find_recipe
 from maskwright.runs import ModelCard, open_model, save_model
 from maskwright.structures import ImageBatch, Instances, Masks, PatchBatch
 from maskwright.systems import SYSTEMS, Task
-from maskwright.systems.fast_rcnn import FastRCNN
+from maskwright.systems.proposals.fast_rcnn import FastRCNN
 from tests.conftest import needs_proposals
 
 SMALL = [name for name in SYSTEMS if name.endswith("-small")]

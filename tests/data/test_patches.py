@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from maskwright.data.catalog import open_split
 from maskwright.data.loader import Address, training_batches
 from maskwright.data.patches import (
     APART_OCTAVES,
@@ -20,8 +19,9 @@ from maskwright.data.patches import (
     TrainingPatches,
 )
 from maskwright.data.transforms import Compose, Flip
+from maskwright.formats.catalog import open_split
 from maskwright.structures import InputSpec, PatchBatch, PatchGeometry, ResizeRule
-from maskwright.systems.deepmask import window_labels
+from maskwright.systems.proposals.deepmask import window_labels
 from tests.conftest import make_coco
 
 SPEC = InputSpec(resize=ResizeRule(None, None))

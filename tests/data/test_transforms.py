@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from maskwright.data.catalog import open_split
-from maskwright.data.coco import Sample
 from maskwright.data.loader import Address, TrainingImages, evaluation_batches, key_of, prepare, training_batches
 from maskwright.data.transforms import ColorJitter, Compose, Flip, ScaleJitterCrop, ShortSide, Transpose
+from maskwright.formats.catalog import open_split
+from maskwright.formats.dataset import Sample
 from maskwright.structures import COCO_PERSON, InputSpec, Instances, Masks, ResizeRule
 from tests.conftest import make_coco
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 import maskwright as mw
-from maskwright.data.coco import Categories
-from maskwright.data.images import read_image
+from maskwright.formats.dataset import Categories
+from maskwright.formats.images import read_image
 from maskwright.inference import Result, writer
 from maskwright.inference.scoring import match_categories
 from maskwright.structures import Instances, Intensity, Masks, polygons

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from maskwright.data.catalog import open_split
+from maskwright.formats.catalog import open_split
 from maskwright.structures import COCO_PERSON, Masks
 from maskwright.structures.boxes import clip
 from tests.conftest import EXAMPLES

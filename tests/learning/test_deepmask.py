@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from maskwright.api import evaluate
-from maskwright.data.catalog import open_split
 from maskwright.data.loader import training_batches
 from maskwright.data.patches import Objects, PaperSampler, PatchAugmentation, TrainingPatches
 from maskwright.data.transforms import Compose
+from maskwright.formats.catalog import open_split
 from maskwright.recipes import DataOptions, find_recipe
 from maskwright.systems import SYSTEMS
-from maskwright.systems.deepmask import window_labels
+from maskwright.systems.proposals.deepmask import window_labels
 from maskwright.training import train
 from tests.conftest import EXAMPLES
 

@@ -6,13 +6,13 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from maskwright.data import open_datasets
-from maskwright.evaluation import evaluate_detections
+from maskwright.formats import open_datasets
+from maskwright.metrics import evaluate_detections
 from maskwright.recipes import DataOptions, find_recipe
 from maskwright.structures import MaskProbs, Masks
 from maskwright.systems import SYSTEMS, Task
-from maskwright.systems.mask_rcnn import mask_targets
-from maskwright.systems.mask_rcnn_rivals import mask_rcnn_rivals_small
+from maskwright.systems.rcnn.mask_rcnn import mask_targets
+from maskwright.systems.rcnn.rivals import mask_rcnn_rivals_small
 from maskwright.training import train
 from tests.conftest import arguments_of, needs_proposals, truth_as_proposals
 

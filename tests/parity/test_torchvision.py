@@ -20,15 +20,15 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
 
-from maskwright.data.coco_results import to_coco_results
+from maskwright.formats.coco_results import to_coco_results
 from maskwright.layers.grids import RoundedAnchors
 from maskwright.layers.roi import Rois, level_of
 from maskwright.runs import initialize, open_model
 from maskwright.runs.checkpoints import build_system
 from maskwright.runs.importing import import_weights
 from maskwright.structures import ImageBatch, Instances, Masks, ResizeRule
-from maskwright.systems.mask_rcnn import ANCHORS_FPN, FasterRCNN
-from maskwright.systems.torchvision_rcnn import IndexedKeypointRCNN, soft_mask_targets, whole_pixel_windows
+from maskwright.systems.rcnn.mask_rcnn import ANCHORS_FPN, FasterRCNN
+from maskwright.systems.rcnn.torchvision import IndexedKeypointRCNN, soft_mask_targets, whole_pixel_windows
 
 SHORT_PX, LONG_PX, CLASSES = 160, 256, 4
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from maskwright.data.coco import Categories
+from maskwright.formats.dataset import Categories
 from maskwright.runs import ModelCard, choose_device, choose_precision, initialize, open_model, save_model
 from maskwright.runs.checkpoints import WEIGHTS, build_system, find_weights, read_tensors
 from maskwright.systems import SYSTEMS

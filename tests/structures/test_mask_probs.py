@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskwright.structures import MaskProbs, Masks, MaskTiles, masks
-from maskwright.systems.mask_rcnn import mask_targets
+from maskwright.systems.rcnn.mask_rcnn import mask_targets
 
 
 def paste_by_grid_sample(probs: torch.Tensor, box: list[float], size: tuple[int, int]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from maskwright.comparison import compare
 from maskwright.inference import load
 from maskwright.runs.checkpoints import PROPOSER, read_model
 from maskwright.systems import Task
-from maskwright.systems.propose_then_detect import ProposeThenDetect
+from maskwright.systems.proposals.propose_then_detect import ProposeThenDetect
 from maskwright.training import loop, train
 from tests.conftest import make_coco, tiny_recipe, truth_as_proposals
 

@@ -10,11 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from maskwright.api import resume
-from maskwright.data import files
-from maskwright.data.catalog import images_to_learn_from, open_split
-from maskwright.data.coco import Categories
 from maskwright.data.loader import TrainingImages, training_batches
 from maskwright.data.transforms import Compose
+from maskwright.formats import files
+from maskwright.formats.catalog import images_to_learn_from, open_split
+from maskwright.formats.dataset import Categories
 from maskwright.recipes import DataOptions, find_recipe
 from maskwright.recipes.recipe import OptimizerOptions, ScheduleOptions
 from maskwright.runs import ModelCard, save_model

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskwright.data.voc import CLASSES
+from maskwright.formats.voc import CLASSES
 from maskwright.runs.importing import import_weights
 from maskwright.systems import SYSTEMS
 from maskwright.weights import mnc

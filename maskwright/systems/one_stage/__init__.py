@@ -1,0 +1,1 @@
+"""Boxes and masks at once, without pooling RoIs: FCOS, EmbedMask."""

@@ -1,0 +1,258 @@
+"""Fast R-CNN: classes and better boxes for proposals that somebody else made, whose masks it passes on.
+
+Source: Girshick, Fast R-CNN (ICCV 2015, arXiv 1504.08083) and its code; DeepMask (arXiv 1506.06204), sec. 5.3, and SharpMask
+(arXiv 1603.08695), sec. 5, which put it on their proposals.
+
+Idea: features of the whole image once; from each proposal's box a fixed grid of them; two hidden layers; a class and, for each
+class, a correction of the box. A detection keeps the mask of the proposal it came from.
+
+Differs from the paper: RGB pixels as timm's and torchvision's weights want them; box targets divided by fixed numbers, as its
+author's later code does; RoIs drawn without replacement.
+
+Legend: R proposals of the batch · K classes, with the background as the last of K + 1 columns · C channels.
+"""
+
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskwright.layers.backbones import VGG_HIDDEN, Backbone, ImageNetPart, Norm
+from maskwright.layers.dropout import keyed_dropout
+from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
+from maskwright.layers.roi import RoiAlign, RoiPool, Rois
+from maskwright.structures import ImageBatch, InputSpec, Instances, ResizeRule
+from maskwright.structures import boxes as box_functions
+from maskwright.systems.rcnn.mask_rcnn import BoxHead, BoxSelection, RoiSampler, SampledRois, box_losses
+from maskwright.systems.rcnn.rpn import Features
+from maskwright.systems.system import Count, Loss, Share, Task
+
+
+class FastRCNN(nn.Module):
+    """A detector on proposals.
+
+    Args:
+        input: how an image becomes pixels.
+        features: {stride: features} from pixels.
+        roi_sampler: draws the proposals it learns from.
+        box_head: class and box of a proposal.
+        has_masks: whether proposals bring masks, which detections then have.
+        num_proposals: of an image that are looked at, the best ones.
+        max_detections: per image.
+    """
+
+    def __init__(
+        self,
+        *,
+        input: InputSpec,
+        features: nn.Module,
+        roi_sampler: RoiSampler,
+        box_head: BoxSelection,
+        has_masks: bool,
+        num_proposals: int,
+        max_detections: int,
+    ) -> None:
+        super().__init__()
+        self.input = input
+        self.task = Task.INSTANCES if has_masks else Task.BOXES
+        self.features = features
+        self.roi_sampler = roi_sampler
+        self.box_head: Any = box_head
+        self.num_proposals = num_proposals
+        self.max_detections = max_detections
+
+    def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
+        """Class and box, weights 1:1 (Fast R-CNN, eq. 1)."""
+        generators = images.generators()
+        features = self.features(images.pixels)
+        proposals = self._proposals(images)
+        sampled = self.roi_sampler([p.boxes for p in proposals], targets, generators)
+        losses: dict[str, Loss] = self.box_head.loss(features, sampled, generators)
+        return losses
+
+    def predict(self, images: ImageBatch) -> list[Instances]:
+        """Score every proposal, move its box, suppress within a class; masks are those of the proposals."""
+        features = self.features(images.pixels)
+        proposals = self._proposals(images)
+        answers = self.box_head.answer(features, proposals, keep=self.max_detections)
+        detections = images.to_original_frame([found for found, _ in answers])
+        if self.task == Task.BOXES:
+            return detections
+        given = given_proposals(images)
+        return [
+            replace(found, masks=masks_of_proposals(whole)[rows])
+            for found, (_, rows), whole in zip(detections, answers, given, strict=True)
+        ]
+
+    def _proposals(self, images: ImageBatch) -> list[Instances]:
+        """The best proposals of each image as boxes of the input frame."""
+        return [
+            Instances(size, boxes=box_functions.scale(p.boxes, from_size=p.image_size, to_size=size), labels=p.labels)[
+                : self.num_proposals
+            ]
+            for p, size in zip(given_proposals(images), images.sizes, strict=True)
+        ]
+
+    def class_rows(self) -> dict[str, int]:
+        """Parameters whose rows belong to classes, and how many rows each class has."""
+        return {f"box_head.{row}": rows for row, rows in self.box_head.CLASS_ROWS.items()}
+
+
+def given_proposals(images: ImageBatch) -> list[Instances]:
+    """The proposals of a batch.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if images.proposals is None:
+        raise ValueError(
+            "a detector on proposals got images without: train it with --set proposals=RUN, the run of a proposal system such "
+            "as sharpmask-small, which it then brings along"
+        )
+    return images.proposals
+
+
+def masks_of_proposals(proposals: Instances) -> Any:
+    """The masks of proposals.
+
+    Raises:
+        ValueError: they are boxes only.
+    """
+    if proposals.masks is None:
+        raise ValueError("the proposals have no masks to pass on: set arguments.has_masks=false for a detector of boxes")
+    return proposals.masks
+
+
+class ProposalBoxHead(BoxHead, ImageNetPart):
+    """A box head that tells which proposal a detection came from.
+
+    Args:
+        dropout: probability after each hidden layer (VGG-16: 0.5); draws belong to the images.
+        pretrained: see `ImageNetPart`.
+        parts: of `BoxHead`.
+    """
+
+    sources = MappingProxyType(VGG_HIDDEN)
+
+    def __init__(self, channels: int, *, dropout: float = 0.0, pretrained: str | None = None, **parts: Any) -> None:
+        super().__init__(channels, **parts)
+        self.dropout = dropout
+        self.pretrained = pretrained
+
+    def hidden(self, features: Features, rois: Rois, generators: list[torch.Generator] | None) -> Tensor:
+        """What classes and boxes are told from, (R, D); generators switch the dropout on."""
+        x: Tensor = self.pool(features, rois).flatten(1)
+        each = None if generators is None else [generators[i] for i in rois.image_index.tolist()]
+        for layer in (self.fc1, self.fc2):
+            x = keyed_dropout(F.relu(layer(x)), each, p=self.dropout)
+        return x
+
+    def loss(  # type: ignore[override]
+        self, features: Features, sampled: SampledRois, generators: list[torch.Generator]
+    ) -> dict[str, Loss]:
+        """Cross entropy over all RoIs; smooth L1 over the positives, divided by the number of all."""
+        hidden = self.hidden(features, sampled.rois, generators)
+        deltas = self.deltas(hidden).unflatten(1, (-1, 4))
+        return box_losses(sampled, self.classes(hidden), deltas, coder=self.coder, beta=self.box_beta)
+
+    def answer(self, features: Features, proposals: list[Instances], *, keep: int) -> list[tuple[Instances, Tensor]]:
+        """The best `keep` detections of each image, and the proposal each came from."""
+        hidden = self.hidden(features, Rois.of([p.boxes for p in proposals]), None)
+        probs, deltas = self.classes(hidden).softmax(dim=1), self.deltas(hidden).unflatten(1, (-1, 4))
+        return self.select(proposals, probs, deltas, keep=keep)
+
+
+# Sizes
+
+PIXELS_600 = ResizeRule(short_px=600, long_px=1000)  # Fast R-CNN, sec. 5.2
+
+
+def fast_rcnn_vgg16(
+    *,
+    num_classes: int,
+    has_masks: bool = True,
+    max_detections: Count = 100,
+    num_proposals: Count = 500,
+    score_threshold: Share = 0.05,
+) -> FastRCNN:
+    """Fast R-CNN on VGG-16: 135.9 M parameters at 80 classes."""
+    return FastRCNN(
+        input=InputSpec(resize=PIXELS_600),
+        features=Backbone("vgg16", strides=(16,), norm="none"),
+        roi_sampler=RoiSampler(num_classes=num_classes, per_image=64, negative_from=0.1),
+        box_head=ProposalBoxHead(
+            512,
+            hidden=4096,
+            num_classes=num_classes,
+            pool=RoiPool(7, stride=16),
+            dropout=0.5,
+            pretrained="vgg16",
+            box_beta=1.0,
+            score_threshold=score_threshold,
+            nms_iou=0.3,
+        ),
+        has_masks=has_masks,
+        num_proposals=num_proposals,
+        max_detections=max_detections,
+    )
+
+
+def _pyramid(name: str, *, strides: tuple[int, ...], channels: int, norm: Norm) -> nn.Sequential:
+    body = Backbone(name, strides=strides, norm=norm)
+    return nn.Sequential(body, FeaturePyramid(body.channels, channels=channels, coarser=SubsampledLevels(0)))
+
+
+def fast_rcnn_r50_fpn(
+    *,
+    num_classes: int,
+    norm: Literal["frozen", "group"] = "frozen",
+    has_masks: bool = True,
+    max_detections: Count = 100,
+    num_proposals: Count = 1000,
+    score_threshold: Share = 0.05,
+) -> FastRCNN:
+    """Fast R-CNN on ResNet-50 and FPN: 41.1 M parameters at 80 classes (FPN, sec. 4.2)."""
+    strides = (4, 8, 16, 32)
+    return FastRCNN(
+        input=InputSpec(resize=ResizeRule(800, 1333)),
+        features=_pyramid("resnet50", strides=strides, channels=256, norm=norm),
+        roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
+        box_head=ProposalBoxHead(
+            256, hidden=1024, num_classes=num_classes, pool=RoiAlign(7, strides=strides), score_threshold=score_threshold
+        ),
+        has_masks=has_masks,
+        num_proposals=num_proposals,
+        max_detections=max_detections,
+    )
+
+
+def fast_rcnn_small(
+    *,
+    num_classes: int,
+    has_masks: bool = True,
+    max_detections: Count = 300,
+    num_proposals: Count = 500,
+    score_threshold: Share = 0.05,
+    short_px: Count = 512,
+    long_px: Count = 1024,
+) -> FastRCNN:
+    """Fast R-CNN for a CPU and for tests: 4.2 M parameters, Faster R-CNN's small size without its proposals."""
+    strides = (4, 8, 16)
+    return FastRCNN(
+        input=InputSpec(resize=ResizeRule(short_px, long_px)),
+        features=_pyramid("resnet18", strides=strides, channels=128, norm="group"),
+        roi_sampler=RoiSampler(num_classes=num_classes, per_image=128),
+        box_head=ProposalBoxHead(
+            128,
+            hidden=128,
+            num_classes=num_classes,
+            pool=RoiAlign(7, strides=strides, sampling_ratio=2),
+            score_threshold=score_threshold,
+        ),
+        has_masks=has_masks,
+        num_proposals=num_proposals,
+        max_detections=max_detections,
+    )
