@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import cast, get_args, get_origin, get_type_hints
+from typing import Annotated, cast, get_args, get_origin
 
 import torch
 import yaml
@@ -20,8 +20,7 @@ from maskwright.metrics.region_ap import RegionMetrics
 from maskwright.metrics.studies import AVERAGES
 from maskwright.recipes import RECIPES, Stage, find_recipe
 from maskwright.reports.tables import Comparison
-from maskwright.runs.checkpoints import all_arguments
-from maskwright.systems import SYSTEMS, find_builder
+from maskwright.systems import SYSTEMS, Sized, find_builder
 
 
 def systems_table() -> Table:
@@ -44,11 +43,13 @@ def system_tables(name: str) -> Iterator[Table | str]:
         parts.add_row(part, f"{size:,}")
     yield parts
     yield "\nArguments: --set arguments.NAME=VALUE to train, --set NAME=VALUE to import, evaluate and predict"
-    arguments = Table("argument", "default", "values", box=None)
-    hints = get_type_hints(find_builder(name))
-    for argument, default in all_arguments(name, {}).items():
-        hint = hints.get(argument)
-        arguments.add_row(argument, yaml.safe_dump(_plain(default), default_flow_style=True).split("\n")[0], _values(hint))
+    arguments = Table("argument", "default", "values", "what it is", box=None)
+    builder = find_builder(name)
+    described = type(builder.size).descriptions() if isinstance(builder, Sized) else {}
+    for argument in inspect.signature(builder).parameters.values():
+        if argument.default is not argument.empty:
+            default = yaml.safe_dump(_plain(argument.default), default_flow_style=True).split("\n")[0]
+            arguments.add_row(argument.name, default, _values(argument.annotation), described.get(argument.name, ""))
     yield arguments
 
 
@@ -77,16 +78,30 @@ def _stage_in_words(stage: Stage) -> str:
 
 def _plain(value: object) -> object:
     """Tuples as YAML has them."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
 def _values(hint: object) -> str:
     """Types and words an argument may have, as --set takes them."""
+    if get_origin(hint) is Annotated:
+        kind, *bounds = get_args(hint)
+        return _values(kind) + "".join(_bounds(part) for bound in bounds for part in bound.metadata)
+    if get_origin(hint) is dict:
+        key, value = map(_values, get_args(hint))
+        return f"{{{key}: {value}, ...}}"
     if get_origin(hint) is tuple:
         return f"[{', '.join('...' if part is ... else _values(part) for part in get_args(hint))}]"
     if parts := get_args(hint):
         return " | ".join(map(_values, parts))
     return "null" if hint is type(None) else hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _bounds(limit: object) -> str:
+    """A bound of a number, behind its type."""
+    signs = {"gt": " > ", "ge": " ≥ ", "le": " ≤ "}
+    return "".join(f"{sign}{getattr(limit, name):g}" for name, sign in signs.items() if hasattr(limit, name))
 
 
 def _first_line(builder: Callable[..., object]) -> str:

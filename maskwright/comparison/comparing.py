@@ -34,7 +34,7 @@ from maskwright.recipes.recipe import parse_assignments
 from maskwright.reports.gallery import Group, gallery
 from maskwright.reports.page import write_report
 from maskwright.reports.tables import Comparison, Facts, Protocol, decisive, tabulate
-from maskwright.runs.checkpoints import all_arguments, find_weights
+from maskwright.runs.checkpoints import find_weights, learns_keypoints
 from maskwright.runs.device import machine_line
 from maskwright.runs.progress import shown
 from maskwright.structures import Intensity
@@ -429,8 +429,8 @@ def _stamp(path: Path) -> list[str | int]:
 
 def _with_keypoints(options: DataOptions, entries: Sequence[Entry], models: Mapping[str, Model]) -> DataOptions:
     """Data with keypoints, if anything that is compared answers them."""
-    systems = [find_recipe(entry.system).system for entry in entries if entry.system]
-    trained = any("num_keypoints" in all_arguments(system, {}) for system in systems)
+    recipes = [find_recipe(entry.system).with_changes(entry.changes) for entry in entries if entry.system]
+    trained = any(learns_keypoints(recipe.system, recipe.arguments) for recipe in recipes)
     opened = any(model.system.task.has_keypoints for model in models.values())
     given = any(holds_keypoints(read_json(path)) for entry in entries for path in entry.results)
     return options.model_copy(update={"keypoints": True}) if trained or opened or given else options

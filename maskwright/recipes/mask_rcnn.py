@@ -336,24 +336,9 @@ def mask_rcnn_small() -> Recipe:
     return small_recipe("mask-rcnn-small")
 
 
-def mask_rcnn_rivals_small() -> Recipe:
-    """Mask R-CNN, small, with the parts it was compared with: 27.0 to 30.6 on nuclei after 399 steps (docs/mask-rcnn.md)."""
-    return small_recipe("mask-rcnn-rivals-small")
-
-
-def mask_rcnn_rivals_c4_small() -> Recipe:
-    """Mask R-CNN, small, without a pyramid, with the parts it was compared with: not run on photos."""
-    return small_recipe("mask-rcnn-rivals-c4-small")
-
-
 def mask_rcnn_rivals_c5_small() -> Recipe:
     """Mask R-CNN, small, on its body's last map alone, with other RoI operators: not run on photos."""
     return small_recipe("mask-rcnn-rivals-c5-small")
-
-
-def keypoint_rcnn_rivals_small() -> Recipe:
-    """Keypoint R-CNN, small, with other RoI operators: not run on photos."""
-    return small_recipe("keypoint-rcnn-rivals-small")
 
 
 def mask_rcnn_c4_small() -> Recipe:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maskwright.structures import Intensity, PatchKind
+from maskwright.systems import current_name
 
 
 class _Options(BaseModel):
@@ -154,6 +155,11 @@ class Recipe(_Options):
     checkpoint_steps: int | None = Field(default=None, gt=0, description="also save within an epoch")
     workers: int = Field(default=1, ge=0, description="processes that read images")
     seed: int = 0
+
+    @field_validator("system")
+    @classmethod
+    def _of_any_version(cls, name: str) -> str:
+        return current_name(name)
 
     @model_validator(mode="after")
     def _classes_come_from_the_data(self) -> "Recipe":

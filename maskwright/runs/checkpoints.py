@@ -17,7 +17,7 @@ from maskwright.formats.dataset import Categories
 from maskwright.formats.files import atomic_write, write_json
 from maskwright.recipes.recipe import complaints
 from maskwright.structures import InputSpec, KeypointSchema
-from maskwright.systems import SYSTEMS, Builder, System, Task, find_builder
+from maskwright.systems import SYSTEMS, Sized, System, Task, current_name, find_builder
 from maskwright.systems.proposals.propose_then_detect import ProposeThenDetect
 from maskwright.systems.rcnn.keypoints import KEYPOINT_LAYER
 
@@ -67,7 +67,7 @@ class ModelCard:
             if not len(names) == len(ids) == arguments["num_classes"]:
                 raise KeyError("categories")
             return cls(
-                system=str(data["system"]),
+                system=current_name(str(data["system"])),
                 arguments=arguments,
                 categories=Categories(names, ids, None if schema is None else KeypointSchema.from_dict(schema)),
                 input=InputSpec.from_dict(data["input"]),
@@ -85,7 +85,9 @@ def build_system(name: str, arguments: Mapping[str, Any]) -> System:
     Raises:
         ValueError: no such system, an argument its builder does not have, or a value the argument cannot have.
     """
-    builder: Builder = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(find_builder(name))
+    builder = find_builder(name)
+    if not isinstance(builder, Sized):  # a plain function, which checks nothing itself
+        builder = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(builder)
     try:
         return builder(**all_arguments(name, arguments))
     except ValidationError as error:
@@ -103,6 +105,15 @@ def all_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{name} has no argument {', '.join(unknown)}: there are {', '.join(known)}")
     return {**{key: p.default for key, p in known.items() if p.default is not p.empty}, **arguments}
+
+
+def learns_keypoints(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether a system of that name and these arguments learns keypoints.
+
+    Raises:
+        ValueError: no such system, or an argument its builder does not have.
+    """
+    return all_arguments(name, arguments).get("num_keypoints") is not None
 
 
 # Writing

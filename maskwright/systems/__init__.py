@@ -1,152 +1,102 @@
-"""The systems, by name: each builder takes the number of classes, and options of its own by keyword."""
+"""The systems, by name: each builder takes the number of classes, and by keyword what its size decides."""
 
 import difflib
 import importlib
 from collections.abc import Callable
 
-from maskwright.systems.cascades.fcis import fcis_r101, fcis_small
-from maskwright.systems.cascades.mnc import mnc_small, mnc_vgg16
-from maskwright.systems.cascades.mnc_r101 import mnc_r101
-from maskwright.systems.cascades.mnc_released import mnc_vgg16_released
-from maskwright.systems.cascades.mnc_stepwise import mnc_stepwise_small, mnc_unshared_small
-from maskwright.systems.one_stage.early import (
-    embedmask_arxiv_small,
-    embedmask_r50_arxiv,
-    embedmask_r50_scalar,
-    embedmask_r101_arxiv,
-    embedmask_r101_scalar,
-)
-from maskwright.systems.one_stage.embedmask import embedmask_r50, embedmask_r101, embedmask_small
-from maskwright.systems.one_stage.fcos import fcos_r50, fcos_small
-from maskwright.systems.one_stage.fused import embedmask_fused_small, embedmask_r50_fused, embedmask_r101_fused
-from maskwright.systems.one_stage.torchvision import fcos_r50_torchvision
-from maskwright.systems.proposals.deepmask import deepmask_r50, deepmask_small, deepmask_vgg
-from maskwright.systems.proposals.fast_rcnn import fast_rcnn_r50_fpn, fast_rcnn_small, fast_rcnn_vgg16
-from maskwright.systems.proposals.multipath import multipath_small, multipath_vgg16
-from maskwright.systems.proposals.sharpmask import sharpmask_r50, sharpmask_small
-from maskwright.systems.rcnn.c4 import (
-    faster_rcnn_r50_c4,
-    faster_rcnn_r50_dc5,
-    faster_rcnn_r101_c4,
-    faster_rcnn_r101_dc5,
-    mask_rcnn_c4_small,
-    mask_rcnn_r50_c4,
-    mask_rcnn_r50_dc5,
-    mask_rcnn_r101_c4,
-    mask_rcnn_r101_dc5,
-)
-from maskwright.systems.rcnn.keypoints import (
-    keypoint_rcnn_r50_fpn,
-    keypoint_rcnn_r101_fpn,
-    keypoint_rcnn_small,
-    keypoint_rcnn_x101_fpn,
-    mask_keypoint_rcnn_r50_fpn,
-    mask_keypoint_rcnn_small,
-)
-from maskwright.systems.rcnn.mask_rcnn import (
-    faster_rcnn_r50_fpn,
-    faster_rcnn_r101_fpn,
-    faster_rcnn_small,
-    faster_rcnn_x101_fpn,
-    mask_rcnn_r50_fpn,
-    mask_rcnn_r101_fpn,
-    mask_rcnn_small,
-    mask_rcnn_x101_64x4d_fpn,
-    mask_rcnn_x101_fpn,
-)
-from maskwright.systems.rcnn.rivals import (
-    keypoint_rcnn_rivals_r50_fpn,
-    keypoint_rcnn_rivals_small,
-    mask_rcnn_rivals_c4_small,
-    mask_rcnn_rivals_c5_small,
-    mask_rcnn_rivals_r50_c4,
-    mask_rcnn_rivals_r50_c5,
-    mask_rcnn_rivals_r50_fpn,
-    mask_rcnn_rivals_small,
-)
-from maskwright.systems.rcnn.torchvision import (
-    faster_rcnn_r50_fpn_torchvision,
-    keypoint_rcnn_r50_fpn_torchvision,
-    mask_rcnn_r50_fpn_torchvision,
-)
-from maskwright.systems.rcnn.torchvision_v2 import faster_rcnn_r50_fpn_torchvision_v2, mask_rcnn_r50_fpn_torchvision_v2
+from maskwright.systems.cascades import sizes as cascades
+from maskwright.systems.one_stage import sizes as one_stage
+from maskwright.systems.one_stage import torchvision as torchvision_fcos
+from maskwright.systems.proposals import sizes as proposals
+from maskwright.systems.rcnn import sizes as rcnn
+from maskwright.systems.rcnn import torchvision as torchvision_rcnn
+from maskwright.systems.size import Size, Sized
 from maskwright.systems.system import Loss, System, Task
 
-__all__ = ["SYSTEMS", "Builder", "Loss", "System", "Task", "find_builder"]
+__all__ = ["RETIRED", "SYSTEMS", "Builder", "Loss", "Size", "Sized", "System", "Task", "current_name", "find_builder"]
 
 Builder = Callable[..., System]
 
 SYSTEMS: dict[str, Builder] = {
-    "deepmask-r50": deepmask_r50,
-    "deepmask-small": deepmask_small,
-    "deepmask-vgg": deepmask_vgg,
-    "embedmask-r50": embedmask_r50,
-    "embedmask-r50-arxiv": embedmask_r50_arxiv,
-    "embedmask-r50-fused": embedmask_r50_fused,
-    "embedmask-r50-scalar": embedmask_r50_scalar,
-    "embedmask-r101": embedmask_r101,
-    "embedmask-r101-arxiv": embedmask_r101_arxiv,
-    "embedmask-r101-fused": embedmask_r101_fused,
-    "embedmask-r101-scalar": embedmask_r101_scalar,
-    "embedmask-small": embedmask_small,
-    "embedmask-arxiv-small": embedmask_arxiv_small,
-    "embedmask-fused-small": embedmask_fused_small,
-    "fast-rcnn-r50-fpn": fast_rcnn_r50_fpn,
-    "fast-rcnn-small": fast_rcnn_small,
-    "fast-rcnn-vgg16": fast_rcnn_vgg16,
-    "faster-rcnn-r50-c4": faster_rcnn_r50_c4,
-    "faster-rcnn-r50-dc5": faster_rcnn_r50_dc5,
-    "faster-rcnn-r50-fpn": faster_rcnn_r50_fpn,
-    "faster-rcnn-r50-fpn-torchvision": faster_rcnn_r50_fpn_torchvision,
-    "faster-rcnn-r50-fpn-torchvision-v2": faster_rcnn_r50_fpn_torchvision_v2,
-    "faster-rcnn-r101-c4": faster_rcnn_r101_c4,
-    "faster-rcnn-r101-dc5": faster_rcnn_r101_dc5,
-    "faster-rcnn-r101-fpn": faster_rcnn_r101_fpn,
-    "faster-rcnn-small": faster_rcnn_small,
-    "faster-rcnn-x101-fpn": faster_rcnn_x101_fpn,
-    "fcis-r101": fcis_r101,
-    "fcis-small": fcis_small,
-    "fcos-r50": fcos_r50,
-    "fcos-r50-torchvision": fcos_r50_torchvision,
-    "fcos-small": fcos_small,
-    "keypoint-rcnn-r50-fpn": keypoint_rcnn_r50_fpn,
-    "keypoint-rcnn-r50-fpn-torchvision": keypoint_rcnn_r50_fpn_torchvision,
-    "keypoint-rcnn-r101-fpn": keypoint_rcnn_r101_fpn,
-    "keypoint-rcnn-rivals-r50-fpn": keypoint_rcnn_rivals_r50_fpn,
-    "keypoint-rcnn-rivals-small": keypoint_rcnn_rivals_small,
-    "keypoint-rcnn-small": keypoint_rcnn_small,
-    "keypoint-rcnn-x101-fpn": keypoint_rcnn_x101_fpn,
-    "mask-keypoint-rcnn-r50-fpn": mask_keypoint_rcnn_r50_fpn,
-    "mask-keypoint-rcnn-small": mask_keypoint_rcnn_small,
-    "mask-rcnn-c4-small": mask_rcnn_c4_small,
-    "mask-rcnn-r50-c4": mask_rcnn_r50_c4,
-    "mask-rcnn-r50-dc5": mask_rcnn_r50_dc5,
-    "mask-rcnn-r50-fpn": mask_rcnn_r50_fpn,
-    "mask-rcnn-r50-fpn-torchvision": mask_rcnn_r50_fpn_torchvision,
-    "mask-rcnn-r50-fpn-torchvision-v2": mask_rcnn_r50_fpn_torchvision_v2,
-    "mask-rcnn-r101-c4": mask_rcnn_r101_c4,
-    "mask-rcnn-r101-dc5": mask_rcnn_r101_dc5,
-    "mask-rcnn-r101-fpn": mask_rcnn_r101_fpn,
-    "mask-rcnn-rivals-c4-small": mask_rcnn_rivals_c4_small,
-    "mask-rcnn-rivals-c5-small": mask_rcnn_rivals_c5_small,
-    "mask-rcnn-rivals-r50-c4": mask_rcnn_rivals_r50_c4,
-    "mask-rcnn-rivals-r50-c5": mask_rcnn_rivals_r50_c5,
-    "mask-rcnn-rivals-r50-fpn": mask_rcnn_rivals_r50_fpn,
-    "mask-rcnn-rivals-small": mask_rcnn_rivals_small,
-    "mask-rcnn-small": mask_rcnn_small,
-    "mask-rcnn-x101-fpn": mask_rcnn_x101_fpn,
-    "mask-rcnn-x101-64x4d-fpn": mask_rcnn_x101_64x4d_fpn,
-    "mnc-r101": mnc_r101,
-    "mnc-small": mnc_small,
-    "mnc-stepwise-small": mnc_stepwise_small,
-    "mnc-unshared-small": mnc_unshared_small,
-    "mnc-vgg16": mnc_vgg16,
-    "mnc-vgg16-released": mnc_vgg16_released,
-    "multipath-small": multipath_small,
-    "multipath-vgg16": multipath_vgg16,
-    "sharpmask-r50": sharpmask_r50,
-    "sharpmask-small": sharpmask_small,
+    "deepmask-r50": Sized(proposals.deepmask, proposals.DEEPMASK_R50),
+    "deepmask-small": Sized(proposals.deepmask, proposals.DEEPMASK_SMALL),
+    "deepmask-vgg": Sized(proposals.original_deepmask, proposals.DEEPMASK_VGG),
+    "embedmask-r50": Sized(one_stage.embedmask, one_stage.EMBEDMASK_R50),
+    "embedmask-r50-arxiv": Sized(one_stage.arxiv, one_stage.ARXIV_R50),
+    "embedmask-r50-fused": Sized(one_stage.fused, one_stage.FUSED_R50),
+    "embedmask-r50-scalar": Sized(one_stage.scalar, one_stage.SCALAR_R50),
+    "embedmask-r101": Sized(one_stage.embedmask, one_stage.EMBEDMASK_R101),
+    "embedmask-r101-arxiv": Sized(one_stage.arxiv, one_stage.ARXIV_R101),
+    "embedmask-r101-fused": Sized(one_stage.fused, one_stage.FUSED_R101),
+    "embedmask-r101-scalar": Sized(one_stage.scalar, one_stage.SCALAR_R101),
+    "embedmask-small": Sized(one_stage.embedmask, one_stage.EMBEDMASK_SMALL),
+    "embedmask-arxiv-small": Sized(one_stage.arxiv, one_stage.ARXIV_SMALL),
+    "embedmask-fused-small": Sized(one_stage.fused, one_stage.FUSED_SMALL),
+    "fast-rcnn-r50-fpn": Sized(proposals.pyramid_fast_rcnn, proposals.FAST_R50_FPN),
+    "fast-rcnn-small": Sized(proposals.pyramid_fast_rcnn, proposals.FAST_SMALL),
+    "fast-rcnn-vgg16": Sized(proposals.fast_rcnn, proposals.FAST_VGG16),
+    "faster-rcnn-r50-c4": Sized(rcnn.c4, rcnn.FASTER_R50_C4),
+    "faster-rcnn-r50-dc5": Sized(rcnn.rcnn, rcnn.FASTER_R50_DC5),
+    "faster-rcnn-r50-fpn": Sized(rcnn.rcnn, rcnn.FASTER_R50_FPN),
+    "faster-rcnn-r50-fpn-torchvision": Sized(torchvision_rcnn.first_rcnn, torchvision_rcnn.FASTER),
+    "faster-rcnn-r50-fpn-torchvision-v2": Sized(torchvision_rcnn.second_rcnn, torchvision_rcnn.FASTER_V2),
+    "faster-rcnn-r101-c4": Sized(rcnn.c4, rcnn.FASTER_R101_C4),
+    "faster-rcnn-r101-dc5": Sized(rcnn.rcnn, rcnn.FASTER_R101_DC5),
+    "faster-rcnn-r101-fpn": Sized(rcnn.rcnn, rcnn.FASTER_R101_FPN),
+    "faster-rcnn-small": Sized(rcnn.rcnn, rcnn.FASTER_SMALL),
+    "faster-rcnn-x101-fpn": Sized(rcnn.rcnn, rcnn.FASTER_X101_FPN),
+    "fcis-r101": Sized(cascades.fcis, cascades.FCIS_R101),
+    "fcis-small": Sized(cascades.fcis, cascades.FCIS_SMALL),
+    "fcos-r50": Sized(one_stage.fcos, one_stage.FCOS_R50),
+    "fcos-r50-torchvision": Sized(torchvision_fcos.fcos_torchvision, torchvision_fcos.FCOS_R50),
+    "fcos-small": Sized(one_stage.fcos, one_stage.FCOS_SMALL),
+    "keypoint-rcnn-r50-fpn": Sized(rcnn.rcnn, rcnn.KEYPOINT_R50_FPN),
+    "keypoint-rcnn-r50-fpn-torchvision": Sized(torchvision_rcnn.first_rcnn, torchvision_rcnn.KEYPOINT),
+    "keypoint-rcnn-r101-fpn": Sized(rcnn.rcnn, rcnn.KEYPOINT_R101_FPN),
+    "keypoint-rcnn-rivals-r50-fpn": Sized(rcnn.rcnn, rcnn.KEYPOINT_RIVALS_R50_FPN),
+    "keypoint-rcnn-small": Sized(rcnn.rcnn, rcnn.KEYPOINT_SMALL),
+    "keypoint-rcnn-x101-fpn": Sized(rcnn.rcnn, rcnn.KEYPOINT_X101_FPN),
+    "mask-keypoint-rcnn-r50-fpn": Sized(rcnn.rcnn, rcnn.MASK_KEYPOINT_R50_FPN),
+    "mask-keypoint-rcnn-small": Sized(rcnn.rcnn, rcnn.MASK_KEYPOINT_SMALL),
+    "mask-rcnn-c4-small": Sized(rcnn.c4, rcnn.MASK_C4_SMALL),
+    "mask-rcnn-r50-c4": Sized(rcnn.c4, rcnn.MASK_R50_C4),
+    "mask-rcnn-r50-dc5": Sized(rcnn.rcnn, rcnn.MASK_R50_DC5),
+    "mask-rcnn-r50-fpn": Sized(rcnn.rcnn, rcnn.MASK_R50_FPN),
+    "mask-rcnn-r50-fpn-torchvision": Sized(torchvision_rcnn.first_rcnn, torchvision_rcnn.MASK),
+    "mask-rcnn-r50-fpn-torchvision-v2": Sized(torchvision_rcnn.second_rcnn, torchvision_rcnn.MASK_V2),
+    "mask-rcnn-r101-c4": Sized(rcnn.c4, rcnn.MASK_R101_C4),
+    "mask-rcnn-r101-dc5": Sized(rcnn.rcnn, rcnn.MASK_R101_DC5),
+    "mask-rcnn-r101-fpn": Sized(rcnn.rcnn, rcnn.MASK_R101_FPN),
+    "mask-rcnn-rivals-c5-small": Sized(rcnn.rcnn, rcnn.RIVALS_C5_SMALL),
+    "mask-rcnn-rivals-r50-c4": Sized(rcnn.c4, rcnn.RIVALS_R50_C4),
+    "mask-rcnn-rivals-r50-c5": Sized(rcnn.rcnn, rcnn.RIVALS_R50_C5),
+    "mask-rcnn-rivals-r50-fpn": Sized(rcnn.rcnn, rcnn.RIVALS_R50_FPN),
+    "mask-rcnn-small": Sized(rcnn.rcnn, rcnn.MASK_SMALL),
+    "mask-rcnn-x101-fpn": Sized(rcnn.rcnn, rcnn.MASK_X101_FPN),
+    "mask-rcnn-x101-64x4d-fpn": Sized(rcnn.rcnn, rcnn.MASK_X101_64X4D_FPN),
+    "mnc-r101": Sized(cascades.mnc, cascades.MNC_R101),
+    "mnc-small": Sized(cascades.mnc, cascades.MNC_SMALL),
+    "mnc-stepwise-small": Sized(cascades.mnc, cascades.MNC_STEPWISE_SMALL),
+    "mnc-unshared-small": Sized(cascades.mnc, cascades.MNC_UNSHARED_SMALL),
+    "mnc-vgg16": Sized(cascades.mnc, cascades.MNC_VGG16),
+    "mnc-vgg16-released": Sized(cascades.mnc, cascades.MNC_VGG16_RELEASED),
+    "multipath-small": Sized(proposals.multipath, proposals.MULTIPATH_SMALL),
+    "multipath-vgg16": Sized(proposals.multipath, proposals.MULTIPATH_VGG16),
+    "sharpmask-r50": Sized(proposals.sharpmask, proposals.SHARPMASK_R50),
+    "sharpmask-small": Sized(proposals.sharpmask, proposals.SHARPMASK_SMALL),
 }
+
+RETIRED: dict[str, tuple[str, str]] = {
+    "keypoint-rcnn-rivals-small": ("keypoint-rcnn-small", "0.2"),  # small sizes have all the arguments of their rivals
+    "mask-rcnn-rivals-c4-small": ("mask-rcnn-c4-small", "0.2"),
+    "mask-rcnn-rivals-small": ("mask-rcnn-small", "0.2"),
+}
+"""Names that runs of earlier versions hold: what builds the same network from the same arguments, and since which version."""
+
+
+def current_name(name: str) -> str:
+    """The name of today of a system that a run or recipe of any version names."""
+    return RETIRED.get(name, (name,))[0]
 
 
 def find_builder(name: str) -> Builder:
@@ -155,6 +105,8 @@ def find_builder(name: str) -> Builder:
     Raises:
         ValueError: no such system; the message names the nearest ones.
     """
+    if name in RETIRED:
+        raise ValueError(f"{name} is {RETIRED[name][0]} since version {RETIRED[name][1]}: use that name")
     if name in SYSTEMS:
         return SYSTEMS[name]
     if ":" in name:

@@ -2,17 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from maskwright.structures import ImageBatch, InputSpec, Instances, Masks
-
-Count = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-"""Arguments of builders: how many, how large; and scores."""
 
 
 class Task(StrEnum):

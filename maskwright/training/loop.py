@@ -40,6 +40,7 @@ from maskwright.runs.checkpoints import (
     all_arguments,
     build_system,
     find_backbone,
+    learns_keypoints,
     read_model,
     read_tensors,
     save_tensors,
@@ -539,7 +540,7 @@ def _check_terms(run: _Run) -> None:
 def new_system(recipe: Recipe, train_set: Dataset, console: Console) -> tuple[System, ModelCard]:
     """The network with its first weights, and what it takes to build it again."""
     arguments = all_arguments(recipe.system, {"num_classes": len(train_set.categories), **recipe.arguments})
-    if "num_keypoints" in arguments:
+    if learns_keypoints(recipe.system, recipe.arguments):
         assert train_set.categories.keypoints is not None
         joints = len(train_set.categories.keypoints.names)
         if recipe.arguments.get("num_keypoints", joints) != joints:

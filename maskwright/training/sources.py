@@ -10,7 +10,7 @@ from maskwright.data.transforms import Compose
 from maskwright.formats import Dataset, open_datasets
 from maskwright.formats.catalog import images_to_learn_from
 from maskwright.recipes import Recipe, Stage
-from maskwright.runs.checkpoints import all_arguments
+from maskwright.runs.checkpoints import learns_keypoints
 from maskwright.structures import PatchGeometry
 from maskwright.systems import System
 from maskwright.training.augmentation import augmentation, patch_augmentation
@@ -80,24 +80,24 @@ def open_data(recipe: Recipe, *, with_images: bool = True) -> tuple[Dataset, Dat
         ValueError: data that cannot be read, that has nothing to learn from, or images that are not there.
     """
     assert recipe.data is not None
-    options, learns_keypoints = recipe.data, "num_keypoints" in all_arguments(recipe.system, {})
+    options, has_keypoints = recipe.data, learns_keypoints(recipe.system, recipe.arguments)
     train_set, val_set = open_datasets(
         Path(options.path),
         images=None if options.images is None else Path(options.images),
         val_fraction=options.val_fraction,
         classes=options.classes,
         invalid=options.invalid,
-        keypoints=learns_keypoints if options.keypoints is None else options.keypoints,
+        keypoints=has_keypoints if options.keypoints is None else options.keypoints,
     )
-    if learns_keypoints and train_set.categories.keypoints is None:
+    if has_keypoints and train_set.categories.keypoints is None:
         raise ValueError(f"{train_set.path}: none of its categories has keypoints, which {recipe.system} needs")
-    if learns_keypoints:
+    if has_keypoints:
         known, found = train_set.categories.keypoints, val_set.categories.keypoints
         names = [", ".join(schema.names) if schema else "none" for schema in (found, known)]
         if names[0] != names[1]:
             raise ValueError(f"{val_set.path}: its keypoints ({names[0]}) are not those of {train_set.path} ({names[1]})")
     train_set = train_set.subset(images_to_learn_from(train_set, recipe.train_on))
-    if not learns_keypoints:
+    if not has_keypoints:
         train_set, val_set = train_set.without_keypoints(), val_set.without_keypoints()
     for dataset in (train_set, val_set) if with_images else ():
         gone = [str(dataset.image_path(i)) for i in range(len(dataset)) if not dataset.image_path(i).is_file()]

@@ -27,8 +27,8 @@ from maskwright.runs import initialize, open_model
 from maskwright.runs.checkpoints import build_system
 from maskwright.runs.importing import import_weights
 from maskwright.structures import ImageBatch, Instances, Masks, ResizeRule
-from maskwright.systems.rcnn.mask_rcnn import ANCHORS_FPN, FasterRCNN
-from maskwright.systems.rcnn.torchvision import IndexedKeypointRCNN, soft_mask_targets, whole_pixel_windows
+from maskwright.systems.rcnn.mask_rcnn import FasterRCNN
+from maskwright.systems.rcnn.torchvision import ANCHORS, IndexedKeypointRCNN, soft_mask_targets, whole_pixel_windows
 
 SHORT_PX, LONG_PX, CLASSES = 160, 256, 4
 
@@ -313,10 +313,10 @@ def test_round_trip_of_a_rectangle_and_an_ellipse():
 
 
 def test_anchors_equal_their_generator():
-    features = {s: torch.zeros(1, 1, -(-800 // s), -(-1344 // s)) for s in ANCHORS_FPN}
-    generator = AnchorGenerator(tuple(ANCHORS_FPN.values()), ((0.5, 1.0, 2.0),) * 5)
+    features = {s: torch.zeros(1, 1, -(-800 // s), -(-1344 // s)) for s in ANCHORS}
+    generator = AnchorGenerator(tuple(ANCHORS.values()), ((0.5, 1.0, 2.0),) * 5)
     (theirs,) = generator(ImageList(torch.zeros(1, 3, 800, 1344), [(800, 1344)]), list(features.values()))
-    assert torch.equal(theirs, torch.cat(RoundedAnchors(ANCHORS_FPN)(features)))
+    assert torch.equal(theirs, torch.cat(RoundedAnchors(ANCHORS)(features)))
 
 
 def test_level_tolerance_decides_the_last_bit():

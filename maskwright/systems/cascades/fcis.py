@@ -17,25 +17,23 @@ background as the last of K + 1.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.layers.assignment import IGNORED, POSITIVE, IouMatcher
-from maskwright.layers.backbones import Backbone, Reduced
 from maskwright.layers.box_coding import BoxCoder
-from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.precision import Float32Conv2d
 from maskwright.layers.roi import PositionSensitiveAlign, Rois
-from maskwright.structures import ImageBatch, InputSpec, Instances, ResizeRule
+from maskwright.structures import ImageBatch, InputSpec, Instances
 from maskwright.structures import boxes as box_functions
-from maskwright.systems.cascades.mnc import PIXELS_600, CascadeRPN, mask_targets
+from maskwright.systems.cascades.mnc import CascadeRPN, mask_targets
 from maskwright.systems.cascades.voting import MaskVoting
-from maskwright.systems.rcnn.rpn import MATCH_RPN, Features
-from maskwright.systems.system import Count, Loss, Share, Task, masks_of
+from maskwright.systems.rcnn.rpn import Features
+from maskwright.systems.system import Loss, Task, masks_of
 
 PARTS, SIDE = 7, 21
 CODER = BoxCoder(weights=(5.0, 5.0, 2.0, 2.0))  # the code: divided by 0.2, 0.2, 0.5, 0.5
@@ -230,61 +228,3 @@ class ScoreMaps(nn.Module):
         scores = self.read_scores(maps[0], rois).unflatten(1, (self.num_classes + 1, 2))  # (R, K + 1, 2, M, M)
         deltas = self.read_deltas(maps[1], rois).mean(dim=(2, 3))
         return Answers(scores[:, :, 0], scores[:, :, 1], deltas)
-
-
-# Sizes
-
-
-def fcis_r101(
-    *,
-    num_classes: int,
-    norm: Literal["frozen", "group"] = "frozen",
-    hard_rois: int = 128,
-    max_detections: Count = 100,
-    num_proposals: Count = 300,
-    score_threshold: Share = 0.0,
-) -> FCIS:
-    """FCIS on ResNet-101 with a dilated last stage."""
-    body = Backbone("resnet101", strides=(16,), norm=norm, dilated=True)
-    return FCIS(
-        input=InputSpec(resize=PIXELS_600),
-        features=nn.Sequential(body, Reduced(16, 2048, 1024)),
-        rpn=CascadeRPN(
-            1024,
-            anchors=PyramidAnchors({16: (64, 128, 256, 512)}),
-            candidates=(12000, 6000),
-            keep=num_proposals,
-            min_side_px=2,
-            hidden=512,
-        ),
-        maps=ScoreMaps(1024, num_classes=num_classes, stride=16),
-        voting=MaskVoting(score_threshold=score_threshold),
-        hard_rois=hard_rois,
-        max_detections=max_detections,
-    )
-
-
-def fcis_small(
-    *,
-    num_classes: int,
-    hard_rois: int = 128,
-    max_detections: Count = 300,
-    num_proposals: Count = 300,
-    score_threshold: Share = 0.0,
-    short_px: Count = 512,
-    long_px: Count = 1024,
-) -> FCIS:
-    """FCIS for a CPU and for tests: ResNet-18 with stride 8, by dilation."""
-    channels = 128
-    anchors = PyramidAnchors({8: (16, 32, 64, 128, 256)})
-    return FCIS(
-        input=InputSpec(resize=ResizeRule(short_px, long_px)),
-        features=nn.Sequential(Backbone("resnet18", strides=(8,), norm="group", dilated=True), Reduced(8, 256, channels)),
-        rpn=CascadeRPN(
-            channels, anchors=anchors, candidates=(2000, 2000), keep=num_proposals, min_side_px=4, matcher=MATCH_RPN
-        ),
-        maps=ScoreMaps(channels, num_classes=num_classes, stride=8),
-        voting=MaskVoting(score_threshold=score_threshold),
-        hard_rois=hard_rois,
-        max_detections=max_detections,
-    )

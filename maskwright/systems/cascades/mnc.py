@@ -20,28 +20,27 @@ background as the last of K + 1 columns.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.layers.assignment import IGNORED, NEGATIVE, POSITIVE, Assignment, IouMatcher, SampledMeanSampler, drawn
-from maskwright.layers.backbones import ORIGINS, VGG_HIDDEN, Backbone, ImageNetPart, Origin, Reduced
+from maskwright.layers.backbones import VGG_HIDDEN, ImageNetPart
 from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.gradients import clamp_gradient
-from maskwright.layers.grids import CaffeAnchors, PyramidAnchors
+from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.precision import Float32Linear
-from maskwright.layers.roi import Rois, RoiWarp, RoundedRoiWarp
-from maskwright.structures import ImageBatch, InputSpec, Instances, Masks, MaskTiles, ResizeRule
+from maskwright.layers.roi import Rois, RoiWarp
+from maskwright.structures import ImageBatch, InputSpec, Instances, Masks, MaskTiles
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.cascades.voting import MASK_THRESHOLD, MaskVoting
 from maskwright.systems.rcnn.mask_rcnn import SampledRois, box_losses
-from maskwright.systems.rcnn.rpn import MATCH_RPN, Candidates, Features, PairwiseObjectness, RegionProposalNetwork
-from maskwright.systems.system import Count, Loss, Share, Task, masks_of
+from maskwright.systems.rcnn.rpn import Candidates, Features, PairwiseObjectness, RegionProposalNetwork
+from maskwright.systems.system import Loss, Task, masks_of
 
 GRADIENT_BOUND = 1 / 512  # the code: of what later stages tell the deltas of a box, when an image is learnt from alone
 CODER = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
@@ -442,6 +441,29 @@ def show_masks(probs: Tensor, sampled: SampledRois, targets: list[Instances], *,
     return ShownMasks(probs, labels)
 
 
+class HiddenLayers(ImageNetPart):
+    """A pathway of stage 3: the greatest of 2×2, then two hidden layers.
+
+    Args:
+        channels: of warped features.
+        hidden: units of both layers.
+        pretrained: see `ImageNetPart`.
+    """
+
+    sources = MappingProxyType(VGG_HIDDEN)
+
+    def __init__(self, channels: int, *, hidden: int, pretrained: str | None = None) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels * 49, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.pretrained = pretrained
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, 14, 14) → (R, D)."""
+        x = F.relu(self.fc1(F.max_pool2d(x, 2).flatten(1)), inplace=True)
+        return F.relu(self.fc2(x), inplace=True)
+
+
 class CategoryHead(nn.Module):
     """Classes and better boxes from two pathways: the box, and what the mask leaves of it.
 
@@ -494,145 +516,3 @@ class CategoryHead(nn.Module):
             return shown.probs
         shows = shown.labels < self.classes.out_features - 1
         return torch.where(shows[:, None, None], shown.probs, shown.probs.detach())
-
-
-# Sizes
-
-PIXELS_600 = ResizeRule(short_px=600, long_px=1000)
-ANCHORS_VGG = CaffeAnchors({16: (128, 256, 512)})  # Faster R-CNN, sec. 3.1.1
-
-
-class HiddenLayers(ImageNetPart):
-    """A pathway of stage 3: the greatest of 2×2, then two hidden layers.
-
-    Args:
-        channels: of warped features.
-        hidden: units of both layers.
-        pretrained: see `ImageNetPart`.
-    """
-
-    sources = MappingProxyType(VGG_HIDDEN)
-
-    def __init__(self, channels: int, *, hidden: int, pretrained: str | None = None) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels * 49, hidden)
-        self.fc2 = nn.Linear(hidden, hidden)
-        self.pretrained = pretrained
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(R, C, 14, 14) → (R, D)."""
-        x = F.relu(self.fc1(F.max_pool2d(x, 2).flatten(1)), inplace=True)
-        return F.relu(self.fc2(x), inplace=True)
-
-
-def vgg16_parts(
-    *,
-    num_classes: int,
-    mask_side: int,
-    mask_weight: float,
-    num_proposals: int,
-    warp: RoiWarp,
-    moves_by_background: bool,
-    is_selective: bool,
-) -> dict[str, Any]:
-    """The parts of the published size."""
-    box_path, mask_path = (HiddenLayers(512, hidden=4096, pretrained="vgg16") for _ in range(2))
-    return {
-        "backbones": [Backbone("vgg16", strides=(16,), norm="none", ceil_mode=True)],
-        "rpn": CascadeRPN(512, anchors=ANCHORS_VGG, candidates=(12000, 6000), keep=num_proposals, min_side_px=16),
-        "sampler": CascadeSampler(num_classes=num_classes),
-        "warp": warp,
-        "mask_head": MaskHead(512, side=mask_side, weight=mask_weight),
-        "category_head": CategoryHead(
-            box_path,
-            mask_path,
-            width=4096,
-            num_classes=num_classes,
-            moves_by_background=moves_by_background,
-            is_selective=is_selective,
-        ),
-    }
-
-
-def mnc_vgg16(
-    *,
-    num_classes: int,
-    weights_origin: Origin = "timm",
-    mask_side: int = 21,
-    mask_weight: float = 2.0,
-    training_stages: Literal[3, 5] = 5,
-    inference_stages: Literal[3, 5] = 5,
-    partners: Literal["all", "suppressed", "none"] = "all",
-    max_detections: Count = 100,
-    num_proposals: Count = 300,
-    score_threshold: Share = 0.0,
-) -> MNC:
-    """MNC on VGG-16: 283.0 M parameters at 20 classes. The paper's: `mask_side=28, mask_weight=1, partners="suppressed"`."""
-    return MNC(
-        input=replace(ORIGINS[weights_origin].input(PIXELS_600), size_divisor=1),
-        voting=MaskVoting(partners=partners, score_threshold=score_threshold),
-        training_stages=training_stages,
-        inference_stages=inference_stages,
-        max_detections=max_detections,
-        **vgg16_parts(
-            num_classes=num_classes,
-            mask_side=mask_side,
-            mask_weight=mask_weight,
-            num_proposals=num_proposals,
-            warp=RoiWarp(14, stride=16),
-            moves_by_background=False,
-            is_selective=False,
-        ),
-    )
-
-
-def small_parts(*, num_classes: int, backbones: int, num_proposals: int, warp: type[RoiWarp]) -> dict[str, Any]:
-    """The parts of the small sizes: ResNet-18 with stride 8, by dilation, 48 channels for RoIs, 21×21 masks."""
-    channels, hidden = 48, 128
-    bodies = [
-        nn.Sequential(Backbone("resnet18", strides=(8,), norm="group", dilated=True), Reduced(8, 256, channels))
-        for _ in range(backbones)
-    ]
-    anchors = PyramidAnchors({8: (16, 32, 64, 128, 256)})
-    paths = [HiddenLayers(channels, hidden=hidden) for _ in range(2)]
-    return {
-        "backbones": bodies,
-        "rpn": CascadeRPN(
-            channels,
-            anchors=anchors,
-            candidates=(2000, 2000),
-            keep=num_proposals,
-            min_side_px=4,
-            hidden=128,
-            matcher=MATCH_RPN,  # in windows of 256 px no large anchor lies inside, and what never learnt would propose at will
-        ),
-        "sampler": CascadeSampler(num_classes=num_classes, per_image=128),
-        "warp": warp(14, stride=8),
-        "mask_head": MaskHead(channels, hidden=96, side=21, weight=2.0),
-        "category_head": CategoryHead(*paths, width=hidden, num_classes=num_classes),
-    }
-
-
-def mnc_small(
-    *,
-    num_classes: int,
-    training_stages: Literal[3, 5] = 5,
-    inference_stages: Literal[3, 5] = 5,
-    rounds_corners: bool = False,
-    partners: Literal["all", "suppressed", "none"] = "all",
-    max_detections: Count = 300,
-    num_proposals: Count = 300,
-    score_threshold: Share = 0.0,
-    short_px: Count = 512,
-    long_px: Count = 1024,
-) -> MNC:
-    """MNC for a CPU and for tests."""
-    warp = RoundedRoiWarp if rounds_corners else RoiWarp
-    return MNC(
-        input=InputSpec(resize=ResizeRule(short_px, long_px)),
-        voting=MaskVoting(partners=partners, score_threshold=score_threshold),
-        training_stages=training_stages,
-        inference_stages=inference_stages,
-        max_detections=max_detections,
-        **small_parts(num_classes=num_classes, backbones=1, num_proposals=num_proposals, warp=warp),
-    )

@@ -8,45 +8,18 @@ from the features, the best location instead of a mean.
 Legend: as in embedmask.py · n locations of one object.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from maskwright.layers.backbones import Origin
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.precision import Float32Conv2d, Float32Linear
 from maskwright.layers.towers import flatten_levels
 from maskwright.structures import Instances
-from maskwright.systems.one_stage.embedmask import (
-    MASK_WEIGHT,
-    PRIOR_LOG_PRECISION,
-    EmbedMask,
-    FinestTower,
-    InMaskAssigner,
-    Lessons,
-    PixelHead,
-    Positions,
-    ProposalHead,
-    Proposals,
-    Teacher,
-    UpsampledEmbeddings,
-    best_positive,
-    clip_cells,
-    cut_probability,
-    overlaps,
-)
-from maskwright.systems.one_stage.fcos import (
-    SMALL_BOUNDS,
-    Answers,
-    Ranking,
-    paper_features,
-    paper_head,
-    small_features,
-    small_head,
-)
-from maskwright.systems.system import Count, Loss, Share
+from maskwright.systems.one_stage.embedmask import MASK_WEIGHT, PRIOR_LOG_PRECISION, Lessons, Proposals, clip_cells, overlaps
+from maskwright.systems.one_stage.fcos import Answers
+from maskwright.systems.system import Loss
 
 
 class BoxMargin(nn.Module):
@@ -139,109 +112,3 @@ def grown_by_a_cell(boxes: Tensor, stride: int, size: tuple[int, int]) -> Tensor
     """The cells that begin within a cell of the box (V1, V2)."""
     low, high = torch.ceil(boxes[:, :2] / stride - 1), torch.ceil(boxes[:, 2:] / stride + 1)
     return clip_cells(torch.cat([low, high], dim=1).long(), size)
-
-
-# Sizes
-
-
-def _coupling(teacher: Teacher, threshold: float) -> UpsampledEmbeddings:
-    cut = cut_probability(threshold)
-    return UpsampledEmbeddings(teacher=teacher, windows=grown_by_a_cell, cut=cut, region=around_box)
-
-
-def _arxiv(network: str, *, summary: str) -> Callable[..., EmbedMask]:
-    """Builder of a published size of V1."""
-
-    def build(
-        *,
-        num_classes: int,
-        smooth: Literal["mean", "sum"] = "mean",
-        norm: Literal["frozen", "group"] = "frozen",
-        weights_origin: Origin = "timm",
-        max_detections: Count = 100,
-        num_candidates: Count = 1000,
-        score_threshold: Share = 0.05,
-        short_px: Count = 800,
-        long_px: Count = 1333,
-    ) -> EmbedMask:
-        ranking = Ranking(class_floor=score_threshold, power=1.0)
-        return EmbedMask(
-            **paper_features(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
-            assigner=InMaskAssigner(),
-            fcos=paper_head(num_classes, ranking=ranking, num_candidates=num_candidates),
-            positions=Positions(0.0),
-            pixel_head=PixelHead(FinestTower(256, num_convs=4), 256, dim=32),
-            proposal_head=ProposalHead(nn.Identity(), 256, dim=32, margin=BoxMargin()),
-            coupling=_coupling(AveragedPositives(smooth=smooth), 0.5),
-            extra_heads={},
-            max_detections=max_detections,
-        )
-
-    build.__doc__ = summary
-    return build
-
-
-embedmask_r50_arxiv = _arxiv("resnet50", summary="EmbedMask of the arXiv paper (V1), ResNet-50: 34.8 M parameters.")
-embedmask_r101_arxiv = _arxiv("resnet101", summary="EmbedMask of the arXiv paper (V1), ResNet-101: 53.7 M parameters.")
-
-
-def _scalar(network: str, *, summary: str) -> Callable[..., EmbedMask]:
-    """Builder of a published size of V2."""
-
-    def build(
-        *,
-        num_classes: int,
-        norm: Literal["frozen", "group"] = "frozen",
-        weights_origin: Origin = "timm",
-        max_detections: Count = 100,
-        num_candidates: Count = 1000,
-        score_threshold: Share = 0.05,
-        short_px: Count = 800,
-        long_px: Count = 1333,
-    ) -> EmbedMask:
-        ranking = Ranking(class_floor=score_threshold, power=1.0)
-        return EmbedMask(
-            **paper_features(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
-            assigner=InMaskAssigner(),
-            fcos=paper_head(num_classes, ranking=ranking, num_candidates=num_candidates),
-            positions=Positions(nn.Parameter(torch.ones(1))),
-            pixel_head=PixelHead(FinestTower(256, num_convs=4), 256, dim=8),
-            proposal_head=ProposalHead(nn.Identity(), 256, dim=8, margin=ScalarMargin(256)),
-            coupling=_coupling(best_positive, 0.53),
-            extra_heads={},
-            max_detections=max_detections,
-        )
-
-    build.__doc__ = summary
-    return build
-
-
-embedmask_r50_scalar = _scalar(
-    "resnet50", summary="EmbedMask of May 2020 (V2), one margin per object, ResNet-50: 34.6 M parameters."
-)
-embedmask_r101_scalar = _scalar(
-    "resnet101", summary="EmbedMask of May 2020 (V2), one margin per object, ResNet-101: 53.6 M parameters."
-)
-
-
-def embedmask_arxiv_small(
-    *,
-    num_classes: int,
-    max_detections: Count = 300,
-    num_candidates: Count = 1000,
-    score_threshold: Share = 0.05,
-    short_px: Count = 512,
-    long_px: Count = 1024,
-) -> EmbedMask:
-    """EmbedMask of the arXiv paper (V1) for a CPU and for tests, trained from scratch: 4.9 M parameters."""
-    return EmbedMask(
-        **small_features(short_px=short_px, long_px=long_px),
-        assigner=InMaskAssigner(bounds=SMALL_BOUNDS),
-        fcos=small_head(num_classes, ranking=Ranking(class_floor=score_threshold), num_candidates=num_candidates),
-        positions=Positions(0.0),
-        pixel_head=PixelHead(FinestTower(128, num_convs=3), 128, dim=32),
-        proposal_head=ProposalHead(nn.Identity(), 128, dim=32, margin=BoxMargin()),
-        coupling=_coupling(AveragedPositives(), 0.5),
-        extra_heads={},
-        max_detections=max_detections,
-    )

@@ -22,7 +22,7 @@ learn a mask · D embedding size · S 1 or D, numbers of a margin · K classes �
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,31 +30,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskwright.layers.assignment import first_of_each
-from maskwright.layers.backbones import Origin
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.losses import logits_of_energy, lovasz_hinge
 from maskwright.layers.precision import Float32Conv2d
 from maskwright.layers.towers import Tower, flatten_levels
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks
 from maskwright.structures import boxes as box_functions
-from maskwright.systems.one_stage.fcos import (
-    SMALL_BOUNDS,
-    SMALL_STRIDES,
-    STRIDES,
-    Answers,
-    CenterAssigner,
-    FCOSHead,
-    Features,
-    Found,
-    LevelScales,
-    Locations,
-    Ranking,
-    paper_features,
-    paper_head,
-    small_features,
-    small_head,
-)
-from maskwright.systems.system import Count, Loss, Share, Task, masks_of
+from maskwright.systems.one_stage.fcos import Answers, CenterAssigner, FCOSHead, Features, Found, LevelScales, Locations
+from maskwright.systems.system import Loss, Task, masks_of
 
 LN2 = math.log(2)
 ROWS_AT_A_TIME = 64  # whose masks are compared with the truth in one go
@@ -548,99 +531,3 @@ def draw_windows(
     parts = torch.split(flat, [grid.numel() for grid in grids])
     together = [part.reshape(grid.shape) for part, grid in zip(parts, grids, strict=True)]
     return MaskProbs(together, boxes).paste(sizes[1], cut.threshold)
-
-
-# Sizes
-
-
-SMALL_FACTOR = 5.0  # of coordinates at first: φ of one half 40 px away, not 200, for objects of tens of pixels
-
-
-Cutting = Literal["log", "probability"]
-CUTS = {"log": cut_log_probability(0.53), "probability": cut_probability(0.53)}
-
-
-def _whole_image(cut: Cutting) -> UpsampledEmbeddings:
-    return UpsampledEmbeddings(teacher=best_positive, windows=grown_by_two_cells, cut=CUTS[cut], region=everywhere)
-
-
-def _proposal_head(
-    channels: int,
-    *,
-    dim: int,
-    strides: tuple[int, ...],
-    margin: Literal["learned", "fixed"],
-    embeddings: Literal["separate", "shared"],
-) -> nn.Module:
-    """V3's head, or its rivals."""
-    if margin == "fixed":
-        margins: nn.Module = FixedMargin()
-    else:
-        margins = EmbeddingMargin(nn.Identity(), channels, dim=dim, strides=strides)
-    if embeddings == "shared":
-        return SharedEmbeddings(margin=margins)
-    return ProposalHead(nn.Identity(), channels, dim=dim, margin=margins)
-
-
-def _embedmask(network: str, *, summary: str) -> Callable[..., EmbedMask]:
-    """Builder of a published size: V3."""
-
-    def build(
-        *,
-        num_classes: int,
-        margin: Literal["learned", "fixed"] = "learned",
-        embeddings: Literal["separate", "shared"] = "separate",
-        cut: Cutting = "log",
-        norm: Literal["frozen", "group"] = "frozen",
-        weights_origin: Origin = "timm",
-        max_detections: Count = 100,
-        num_candidates: Count = 1000,
-        score_threshold: Share = 0.05,
-        short_px: Count = 800,
-        long_px: Count = 1333,
-    ) -> EmbedMask:
-        ranking = Ranking(class_floor=score_threshold, power=1.0)
-        return EmbedMask(
-            **paper_features(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
-            assigner=InMaskAssigner(),
-            fcos=paper_head(num_classes, ranking=ranking, num_candidates=num_candidates),
-            positions=Positions(nn.Parameter(torch.ones(1))),
-            pixel_head=PixelHead(FinestTower(256, num_convs=4), 256, dim=16),
-            proposal_head=_proposal_head(256, dim=16, strides=STRIDES, margin=margin, embeddings=embeddings),
-            coupling=_whole_image(cut),
-            extra_heads={},
-            max_detections=max_detections,
-        )
-
-    build.__doc__ = summary
-    return build
-
-
-embedmask_r50 = _embedmask("resnet50", summary="EmbedMask (V3, IJCAI) with ResNet-50: 34.7 M parameters at 80 classes.")
-embedmask_r101 = _embedmask("resnet101", summary="EmbedMask (V3, IJCAI) with ResNet-101: 53.7 M parameters at 80 classes.")
-
-
-def embedmask_small(
-    *,
-    num_classes: int,
-    margin: Literal["learned", "fixed"] = "learned",
-    embeddings: Literal["separate", "shared"] = "separate",
-    cut: Cutting = "log",
-    max_detections: Count = 300,
-    num_candidates: Count = 1000,
-    score_threshold: Share = 0.05,
-    short_px: Count = 512,
-    long_px: Count = 1024,
-) -> EmbedMask:
-    """EmbedMask (V3) for a CPU and for tests, trained from scratch: 4.9 M parameters; `score_threshold` is on classes."""
-    return EmbedMask(
-        **small_features(short_px=short_px, long_px=long_px),
-        assigner=InMaskAssigner(bounds=SMALL_BOUNDS),
-        fcos=small_head(num_classes, ranking=Ranking(class_floor=score_threshold), num_candidates=num_candidates),
-        positions=Positions(nn.Parameter(torch.tensor([SMALL_FACTOR]))),
-        pixel_head=PixelHead(FinestTower(128, num_convs=3), 128, dim=16),
-        proposal_head=_proposal_head(128, dim=16, strides=SMALL_STRIDES, margin=margin, embeddings=embeddings),
-        coupling=_whole_image(cut),
-        extra_heads={},
-        max_detections=max_detections,
-    )

@@ -18,7 +18,7 @@ N objects or detections of one image · n positive locations of the batch · C c
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,16 +26,14 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from maskwright.layers.assignment import first_of_each
-from maskwright.layers.backbones import ORIGINS, Backbone, Origin
-from maskwright.layers.fpn import ConvolvedLevels, FeaturePyramid
 from maskwright.layers.grids import cell_centres
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.nms import nms_by_group
 from maskwright.layers.precision import Float32Conv2d
 from maskwright.layers.towers import Tower, flatten_levels
-from maskwright.structures import ImageBatch, InputSpec, Instances, ResizeRule
+from maskwright.structures import ImageBatch, InputSpec, Instances
 from maskwright.structures import boxes as box_functions
-from maskwright.systems.system import Count, Loss, Share, Task
+from maskwright.systems.system import Loss, Task
 
 Features = Mapping[int, Tensor]
 """{stride: (B, C, H / stride, W / stride)}"""
@@ -306,7 +304,7 @@ class FCOSHead(nn.Module):
         ranking: Ranking,
         points: Callable[[Features], list[Tensor]] = cell_centres,
         box_loss: Callable[[Tensor, Tensor, Tensor], Loss] = weighted_giou,
-        num_candidates: Count = 1000,
+        num_candidates: int = 1000,
         nms_iou: float = 0.6,
         answered: Callable[[Tensor, Tensor, tuple[int, int]], Tensor] = on_the_image,
     ) -> None:
@@ -394,78 +392,3 @@ class FCOSHead(nn.Module):
             chosen.append(start + best)
         rows = torch.cat(chosen)
         return location[rows], label[rows], score[rows]
-
-
-# Sizes
-
-STRIDES = (8, 16, 32, 64, 128)  # P3 to P7 (FCOS, sec. 3.2)
-SMALL_STRIDES = (8, 16, 32, 64)
-SMALL_BOUNDS = (64, 128, 256)
-
-
-def paper_features(
-    network: str, *, norm: Literal["frozen", "group"], weights_origin: Origin, short_px: int, long_px: int
-) -> dict[str, Any]:
-    """Input, backbone and pyramid of a published size: P3 to P7 of 256 channels."""
-    origin = ORIGINS[weights_origin]
-    backbone = origin.backbone(network, strides=(8, 16, 32), norm=norm)
-    fpn = FeaturePyramid(backbone.channels, channels=256, coarser=ConvolvedLevels(256, count=2))
-    return {"input": origin.input(ResizeRule(short_px, long_px)), "backbone": backbone, "fpn": fpn}
-
-
-def small_features(*, short_px: int, long_px: int) -> dict[str, Any]:
-    """Input, backbone and pyramid of a small size: a ResNet-18 cut after its third stage, P3 to P6 of 128 channels."""
-    backbone = Backbone("resnet18", strides=(8, 16), norm="group")
-    fpn = FeaturePyramid(backbone.channels, channels=128, coarser=ConvolvedLevels(128, count=2))
-    return {"input": InputSpec(resize=ResizeRule(short_px, long_px)), "backbone": backbone, "fpn": fpn}
-
-
-def paper_head(num_classes: int, *, ranking: Ranking, num_candidates: int) -> FCOSHead:
-    """The head of a published size."""
-    return FCOSHead(
-        256, num_classes=num_classes, num_convs=4, scales=LevelScales(STRIDES), ranking=ranking, num_candidates=num_candidates
-    )
-
-
-def small_head(num_classes: int, *, ranking: Ranking, num_candidates: int) -> FCOSHead:
-    """The head of a small size."""
-    scales = LevelScales(SMALL_STRIDES)
-    return FCOSHead(128, num_classes=num_classes, num_convs=3, scales=scales, ranking=ranking, num_candidates=num_candidates)
-
-
-def fcos_r50(
-    *,
-    num_classes: int,
-    norm: Literal["frozen", "group"] = "frozen",
-    weights_origin: Origin = "timm",
-    max_detections: Count = 100,
-    num_candidates: Count = 1000,
-    score_threshold: Share = 0.05,
-    short_px: Count = 800,
-    long_px: Count = 1333,
-) -> FCOS:
-    """FCOS with ResNet-50: 32.2 M parameters at 80 classes; `score_threshold` is one on class probabilities."""
-    return FCOS(
-        **paper_features("resnet50", norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
-        assigner=CenterAssigner(),
-        head=paper_head(num_classes, ranking=Ranking(class_floor=score_threshold), num_candidates=num_candidates),
-        max_detections=max_detections,
-    )
-
-
-def fcos_small(
-    *,
-    num_classes: int,
-    max_detections: Count = 300,
-    num_candidates: Count = 1000,
-    score_threshold: Share = 0.05,
-    short_px: Count = 512,
-    long_px: Count = 1024,
-) -> FCOS:
-    """FCOS for a CPU and for tests, trained from scratch: 4.4 M parameters; `score_threshold` is one on class probabilities."""
-    return FCOS(
-        **small_features(short_px=short_px, long_px=long_px),
-        assigner=CenterAssigner(bounds=SMALL_BOUNDS),
-        head=small_head(num_classes, ranking=Ranking(class_floor=score_threshold), num_candidates=num_candidates),
-        max_detections=max_detections,
-    )

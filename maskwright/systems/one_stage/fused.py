@@ -14,8 +14,7 @@ Legend: as in embedmask.py.
 """
 
 import math
-from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,19 +22,12 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from maskwright.layers.assignment import drawn
-from maskwright.layers.backbones import Origin
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.norms import BranchNorm, normed_conv
 from maskwright.layers.precision import Float32Conv2d
 from maskwright.structures import Instances, Masks
 from maskwright.systems.one_stage.embedmask import (
-    SMALL_FACTOR,
-    EmbeddingMargin,
-    EmbedMask,
     Lessons,
-    PixelHead,
-    Positions,
-    ProposalHead,
     Proposals,
     Teacher,
     Windows,
@@ -45,21 +37,8 @@ from maskwright.systems.one_stage.embedmask import (
     embedding_energies,
     everywhere,
 )
-from maskwright.systems.one_stage.fcos import (
-    SMALL_BOUNDS,
-    SMALL_STRIDES,
-    STRIDES,
-    Answers,
-    CenterAssigner,
-    Features,
-    Found,
-    Ranking,
-    paper_features,
-    paper_head,
-    small_features,
-    small_head,
-)
-from maskwright.systems.system import Count, Loss, Share, masks_of
+from maskwright.systems.one_stage.fcos import Answers, CenterAssigner, Features, Found
+from maskwright.systems.system import Loss, masks_of
 
 FIRST_PX = 2.5  # where cell 0 begins: twofold, then fourfold aligned upsampling put cell j on pixel 8 j + 6, centre 8 j + 6.5
 
@@ -198,74 +177,3 @@ def grown_by_a_quarter(boxes: Tensor, stride: int, size: tuple[int, int]) -> Ten
     grow, centre = (boxes[:, 2:] - boxes[:, :2]) / 4, FIRST_PX + stride / 2
     low, high = boxes[:, :2] - grow - centre, boxes[:, 2:] + grow - centre
     return clip_cells(torch.cat([torch.floor(low / stride), torch.ceil(high / stride) + 1], dim=1).long(), size)
-
-
-# Sizes
-
-
-def _ranking(threshold: float) -> Ranking:
-    return Ranking(class_floor=threshold, score_floor=threshold**0.5)  # whose product exceeds it exceeds it alone, too
-
-
-def _fused(network: str, *, summary: str) -> Callable[..., EmbedMask]:
-    """Builder of a published size of V4."""
-
-    def build(
-        *,
-        num_classes: int,
-        norm: Literal["frozen", "group"] = "frozen",
-        branch_norm: BranchNorm = "group",
-        weights_origin: Origin = "timm",
-        max_detections: Count = 100,
-        num_candidates: Count = 1000,
-        score_threshold: Share = 0.05,
-        short_px: Count = 800,
-        long_px: Count = 1333,
-    ) -> EmbedMask:
-        margin = EmbeddingMargin(nn.Conv2d(256, 128, 1), 128, dim=16, strides=STRIDES)
-        return EmbedMask(
-            **paper_features(network, norm=norm, weights_origin=weights_origin, short_px=short_px, long_px=long_px),
-            assigner=MiddleAssigner(),
-            fcos=paper_head(num_classes, ranking=_ranking(score_threshold), num_candidates=num_candidates),
-            positions=Positions(1.0),
-            pixel_head=PixelHead(FusedBranch(256, 128, norm=branch_norm), 128, dim=16),
-            proposal_head=ProposalHead(nn.Conv2d(256, 128, 1), 128, dim=16, margin=margin),
-            coupling=UpsampledProbabilities(),
-            extra_heads={"semantic": SemanticHead(256, 128, num_classes=num_classes, norm=branch_norm)},
-            max_detections=max_detections,
-        )
-
-    build.__doc__ = summary
-    return build
-
-
-embedmask_r50_fused = _fused(
-    "resnet50", summary="EmbedMask on AdelaiDet (V4), fused mask branch, ResNet-50: 34.4 M parameters."
-)
-embedmask_r101_fused = _fused(
-    "resnet101", summary="EmbedMask on AdelaiDet (V4), fused mask branch, ResNet-101: 53.4 M parameters."
-)
-
-
-def embedmask_fused_small(
-    *,
-    num_classes: int,
-    max_detections: Count = 300,
-    num_candidates: Count = 1000,
-    score_threshold: Share = 0.05,
-    short_px: Count = 512,
-    long_px: Count = 1024,
-) -> EmbedMask:
-    """EmbedMask on AdelaiDet (V4) for a CPU and for tests, trained from scratch: 5.0 M parameters."""
-    margin = EmbeddingMargin(nn.Conv2d(128, 64, 1), 64, dim=16, strides=SMALL_STRIDES)
-    return EmbedMask(
-        **small_features(short_px=short_px, long_px=long_px),
-        assigner=MiddleAssigner(bounds=SMALL_BOUNDS),
-        fcos=small_head(num_classes, ranking=_ranking(score_threshold), num_candidates=num_candidates),
-        positions=Positions(SMALL_FACTOR),
-        pixel_head=PixelHead(FusedBranch(128, 64, norm="group"), 64, dim=16),
-        proposal_head=ProposalHead(nn.Conv2d(128, 64, 1), 64, dim=16, margin=margin),
-        coupling=UpsampledProbabilities(),
-        extra_heads={"semantic": SemanticHead(128, 64, num_classes=num_classes, norm="group")},
-        max_detections=max_detections,
-    )

@@ -18,7 +18,8 @@ from maskwright.layers.fpn import ConvolvedLevels, FeaturePyramid
 from maskwright.layers.grids import cell_corners
 from maskwright.structures import InputSpec, ResizeRule
 from maskwright.systems.one_stage.fcos import FCOS, CenterAssigner, FCOSHead, Ranking
-from maskwright.systems.system import Count, Loss, Share
+from maskwright.systems.size import Count, Size, size_class
+from maskwright.systems.system import Loss
 
 
 class StrictAssigner(CenterAssigner):
@@ -54,33 +55,47 @@ def everything(points: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.isfinite(boxes).all(dim=1)
 
 
-def fcos_r50_torchvision(
-    *,
-    num_classes: int,
-    norm_eps: float = 1e-5,
-    max_detections: Count = 100,
-    num_candidates: Count = 1000,
-    score_threshold: Share = 0.2,
-    short_px: Count = 800,
-    long_px: Count = 1333,
-) -> FCOS:
-    """FCOS, R50-FPN, with torchvision's parts: for weights from there; `score_threshold` is one on scores."""
-    backbone = Backbone("resnet50", strides=(8, 16, 32), norm="frozen", norm_eps=norm_eps)
+# Sizes
+
+
+@size_class
+class TorchvisionFcosSize(Size):
+    """Of FCOS with these parts."""
+
+    norm_eps: float = 1e-5
+    """Added to the variance of a frozen norm."""
+    num_candidates: Count = 1000
+    """Of each level, before suppression."""
+
+
+def fcos_torchvision(size: TorchvisionFcosSize, num_classes: int) -> FCOS:
+    """FCOS, R50-FPN."""
+    backbone = Backbone(size.backbone, strides=(8, 16, 32), norm="frozen", norm_eps=size.norm_eps)
     return FCOS(
-        input=InputSpec(resize=ResizeRule(short_px, long_px, rounding="floor", antialias=False)),
+        input=InputSpec(resize=ResizeRule(size.short_px, size.long_px, rounding="floor", antialias=False)),
         backbone=backbone,
         fpn=FeaturePyramid(backbone.channels, channels=256, coarser=ConvolvedLevels(256, count=2)),
-        assigner=StrictAssigner(),
+        assigner=StrictAssigner(bounds=(64, 128, 256, 512)),
         head=FCOSHead(
             256,
             num_classes=num_classes,
             num_convs=4,
             scales=Unscaled(),
-            ranking=Ranking(class_floor=score_threshold**2, score_floor=score_threshold),
+            ranking=Ranking(class_floor=size.score_threshold**2, score_floor=size.score_threshold),
             points=cell_corners,
             box_loss=mean_giou,
-            num_candidates=num_candidates,
+            num_candidates=size.num_candidates,
             answered=everything,
         ),
-        max_detections=max_detections,
+        max_detections=size.max_detections,
     )
+
+
+FCOS_R50 = TorchvisionFcosSize(
+    summary="FCOS, R50-FPN, with torchvision's parts: for weights from there; `score_threshold` is one on scores.",
+    backbone="resnet50",
+    short_px=800,
+    long_px=1333,
+    max_detections=100,
+    score_threshold=0.2,
+)

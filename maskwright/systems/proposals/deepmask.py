@@ -19,19 +19,19 @@ M side of a mask · (h, w) windows of a scaled image, one for each cell.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from maskwright.layers.backbones import Backbone, Norm
+from maskwright.layers.backbones import Backbone
 from maskwright.layers.dropout import keyed_dropout
 from maskwright.layers.precision import Float32Conv2d
-from maskwright.structures import ImageBatch, InputSpec, Instances, Masks, MaskTiles, PatchBatch, PatchGeometry, ResizeRule
+from maskwright.structures import ImageBatch, InputSpec, Instances, Masks, MaskTiles, PatchBatch, PatchGeometry
 from maskwright.structures import boxes as box_functions
-from maskwright.systems.system import Count, Loss, Share, Task, masks_of
+from maskwright.systems.system import Loss, Task, masks_of
 
 Features = dict[int, Tensor]
 """{stride: (B, C, H / stride, W / stride)}"""
@@ -84,7 +84,7 @@ class DeepMask(nn.Module):
         max_side_px: int | None,
         max_detections: int,
         mask_threshold: float = 0.2,  # DeepMask, sec. 5.1, for COCO
-        score_threshold: Share = 0.0,
+        score_threshold: float = 0.0,
         nms_iou: float | None = None,
     ) -> None:
         super().__init__()
@@ -367,133 +367,3 @@ class MaskHead(nn.Module):
         """(N, D) → float32 (N, M, M)."""
         grid = self.logits(vectors).float().reshape(-1, 1, self.coarse, self.coarse)
         return F.interpolate(grid, size=(self.side, self.side), mode="bilinear", align_corners=True)[:, 0]
-
-
-# Sizes
-
-OCTAVES = (
-    -2.5,
-    -2.0,
-    -1.5,
-    -1.0,
-    -0.5,
-    0.0,
-    0.5,
-)  # the code's evaluation, 160 px windows; Zoom adds 1, Zoom² 1 and 1.5
-HEADS: dict[str, type[SharedHead]] = {"a": SeparateHead, "b": SplitHead, "c": SharedHead}
-
-
-def windows_of(window_px: int, context_px: int, octaves: Sequence[float]) -> PatchGeometry:
-    """Windows in which an object is as large as one of 128 px in 224 (DeepMask, sec. 4.1), and where they are looked for.
-
-    The code samples from half an octave below its scales to one and a half above, so that the Zoom scales are known too.
-    """
-    return PatchGeometry(window_px, context_px, math.ceil(window_px * 128 / 224), (min(octaves) - 0.5, max(octaves) + 1.5))
-
-
-def resnet_parts(
-    *,
-    window_px: int,
-    halvings: Literal[3, 4],
-    reduced: int | None,
-    head: Literal["a", "b", "c"],
-    norm: Norm,
-    octaves: Sequence[float],
-    long_px: int | None,
-) -> dict[str, Any]:
-    """What DeepMask and SharpMask on ResNet-50 share: W, P (and so D = 39 or 21) and F of W-P-D-F, and the head."""
-    strides = (2, 4, 8, 16)[:halvings]
-    body = Backbone("resnet50", strides=strides, norm=norm, padding="symmetric")
-    stride = strides[-1]
-    if window_px % stride:
-        raise ValueError(f"got window_px {window_px}, expected a multiple of {stride}, the stride of the features")
-    return {
-        "input": InputSpec(resize=ResizeRule(None, long_px)),
-        "geometry": windows_of(window_px, 16, octaves),
-        "backbone": body,
-        "head": HEADS[head](body.channels[stride], cells=window_px // stride, reduced=reduced),
-        "mask_head": MaskHead(512, coarse=56, side=112),
-        "octaves": octaves,
-        "max_side_px": None,
-    }
-
-
-def deepmask_r50(
-    *,
-    num_classes: int,
-    window_px: int = 160,
-    halvings: Literal[3, 4] = 4,
-    reduced: int | None = 128,
-    head: Literal["a", "b", "c"] = "c",
-    norm: Literal["frozen", "group"] = "frozen",
-    octaves: tuple[float, ...] = OCTAVES,
-    long_px: int | None = None,
-    max_detections: Count = 1000,
-    score_threshold: Share = 0.0,
-    nms_iou: float | None = None,
-) -> DeepMask:
-    """DeepMask on ResNet-50, W160-P4-D39-F128 with head C: 17,333,121 parameters, whatever the classes."""
-    parts = resnet_parts(
-        window_px=window_px, halvings=halvings, reduced=reduced, head=head, norm=norm, octaves=octaves, long_px=long_px
-    )
-    return DeepMask(**parts, max_detections=max_detections, score_threshold=score_threshold, nms_iou=nms_iou)
-
-
-def deepmask_vgg(
-    *,
-    num_classes: int,
-    octaves: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0),  # DeepMask, sec. 5.1, for a window of 224 px
-    long_px: int | None = None,
-    max_detections: Count = 1000,
-    score_threshold: Share = 0.0,
-    nms_iou: float | None = None,
-) -> DeepMask:
-    """DeepMask on VGG-A as first published: 75,844,545 parameters, whatever the classes."""
-    return DeepMask(
-        input=InputSpec(resize=ResizeRule(None, long_px)),
-        geometry=windows_of(224, 0, octaves),
-        backbone=Backbone("vgg11", strides=(16,), norm="none"),
-        head=OriginalHead(),
-        mask_head=MaskHead(512, coarse=56, side=224),
-        octaves=octaves,
-        max_side_px=None,
-        max_detections=max_detections,
-        score_threshold=score_threshold,
-        nms_iou=nms_iou,
-    )
-
-
-def small_parts(
-    *, octaves: Sequence[float], short_px: int | None, long_px: int | None, max_side_px: int | None
-) -> dict[str, Any]:
-    """The small sizes: windows of half the side, on the backbone that all small systems share.
-
-    Its third stage is dilated, so that windows lie as close to each other as in the paper's sizes, relative to the objects; its
-    norms look at one place only, so that a window answers the same wherever it was cut.
-    """
-    body = Backbone("resnet18", strides=(2, 4, 8), norm="layer", padding="symmetric", dilated=True)
-    return {
-        "input": InputSpec(resize=ResizeRule(short_px, long_px)),
-        "geometry": windows_of(80, 8, octaves),
-        "backbone": body,
-        "head": SharedHead(256, cells=10, size=224, reduced=32, hidden=256),
-        "mask_head": MaskHead(224, coarse=28, side=56),
-        "octaves": octaves,
-        "max_side_px": max_side_px,
-    }
-
-
-def deepmask_small(
-    *,
-    num_classes: int,
-    octaves: tuple[float, ...] = OCTAVES,
-    short_px: int | None = None,
-    long_px: int | None = 1024,
-    max_side_px: int | None = 2048,
-    max_detections: Count = 1000,
-    score_threshold: Share = 0.0,
-    nms_iou: float | None = None,
-) -> DeepMask:
-    """DeepMask for a CPU and for tests: 3.7 M parameters."""
-    parts = small_parts(octaves=octaves, short_px=short_px, long_px=long_px, max_side_px=max_side_px)
-    return DeepMask(**parts, max_detections=max_detections, score_threshold=score_threshold, nms_iou=nms_iou)

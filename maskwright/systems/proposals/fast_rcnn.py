@@ -14,21 +14,20 @@ Legend: R proposals of the batch · K classes, with the background as the last o
 
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.layers.backbones import VGG_HIDDEN, Backbone, ImageNetPart, Norm
+from maskwright.layers.backbones import VGG_HIDDEN, ImageNetPart
 from maskwright.layers.dropout import keyed_dropout
-from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
-from maskwright.layers.roi import RoiAlign, RoiPool, Rois
-from maskwright.structures import ImageBatch, InputSpec, Instances, ResizeRule
+from maskwright.layers.roi import Rois
+from maskwright.structures import ImageBatch, InputSpec, Instances
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.rcnn.mask_rcnn import BoxHead, BoxSelection, RoiSampler, SampledRois, box_losses
 from maskwright.systems.rcnn.rpn import Features
-from maskwright.systems.system import Count, Loss, Share, Task
+from maskwright.systems.system import Loss, Task
 
 
 class FastRCNN(nn.Module):
@@ -163,96 +162,3 @@ class ProposalBoxHead(BoxHead, ImageNetPart):
         hidden = self.hidden(features, Rois.of([p.boxes for p in proposals]), None)
         probs, deltas = self.classes(hidden).softmax(dim=1), self.deltas(hidden).unflatten(1, (-1, 4))
         return self.select(proposals, probs, deltas, keep=keep)
-
-
-# Sizes
-
-PIXELS_600 = ResizeRule(short_px=600, long_px=1000)  # Fast R-CNN, sec. 5.2
-
-
-def fast_rcnn_vgg16(
-    *,
-    num_classes: int,
-    has_masks: bool = True,
-    max_detections: Count = 100,
-    num_proposals: Count = 500,
-    score_threshold: Share = 0.05,
-) -> FastRCNN:
-    """Fast R-CNN on VGG-16: 135.9 M parameters at 80 classes."""
-    return FastRCNN(
-        input=InputSpec(resize=PIXELS_600),
-        features=Backbone("vgg16", strides=(16,), norm="none"),
-        roi_sampler=RoiSampler(num_classes=num_classes, per_image=64, negative_from=0.1),
-        box_head=ProposalBoxHead(
-            512,
-            hidden=4096,
-            num_classes=num_classes,
-            pool=RoiPool(7, stride=16),
-            dropout=0.5,
-            pretrained="vgg16",
-            box_beta=1.0,
-            score_threshold=score_threshold,
-            nms_iou=0.3,
-        ),
-        has_masks=has_masks,
-        num_proposals=num_proposals,
-        max_detections=max_detections,
-    )
-
-
-def _pyramid(name: str, *, strides: tuple[int, ...], channels: int, norm: Norm) -> nn.Sequential:
-    body = Backbone(name, strides=strides, norm=norm)
-    return nn.Sequential(body, FeaturePyramid(body.channels, channels=channels, coarser=SubsampledLevels(0)))
-
-
-def fast_rcnn_r50_fpn(
-    *,
-    num_classes: int,
-    norm: Literal["frozen", "group"] = "frozen",
-    has_masks: bool = True,
-    max_detections: Count = 100,
-    num_proposals: Count = 1000,
-    score_threshold: Share = 0.05,
-) -> FastRCNN:
-    """Fast R-CNN on ResNet-50 and FPN: 41.1 M parameters at 80 classes (FPN, sec. 4.2)."""
-    strides = (4, 8, 16, 32)
-    return FastRCNN(
-        input=InputSpec(resize=ResizeRule(800, 1333)),
-        features=_pyramid("resnet50", strides=strides, channels=256, norm=norm),
-        roi_sampler=RoiSampler(num_classes=num_classes, per_image=512),
-        box_head=ProposalBoxHead(
-            256, hidden=1024, num_classes=num_classes, pool=RoiAlign(7, strides=strides), score_threshold=score_threshold
-        ),
-        has_masks=has_masks,
-        num_proposals=num_proposals,
-        max_detections=max_detections,
-    )
-
-
-def fast_rcnn_small(
-    *,
-    num_classes: int,
-    has_masks: bool = True,
-    max_detections: Count = 300,
-    num_proposals: Count = 500,
-    score_threshold: Share = 0.05,
-    short_px: Count = 512,
-    long_px: Count = 1024,
-) -> FastRCNN:
-    """Fast R-CNN for a CPU and for tests: 4.2 M parameters, Faster R-CNN's small size without its proposals."""
-    strides = (4, 8, 16)
-    return FastRCNN(
-        input=InputSpec(resize=ResizeRule(short_px, long_px)),
-        features=_pyramid("resnet18", strides=strides, channels=128, norm="group"),
-        roi_sampler=RoiSampler(num_classes=num_classes, per_image=128),
-        box_head=ProposalBoxHead(
-            128,
-            hidden=128,
-            num_classes=num_classes,
-            pool=RoiAlign(7, strides=strides, sampling_ratio=2),
-            score_threshold=score_threshold,
-        ),
-        has_masks=has_masks,
-        num_proposals=num_proposals,
-        max_detections=max_detections,
-    )

@@ -23,16 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.layers.backbones import VGG_HIDDEN, Backbone, ImageNetPart
+from maskwright.layers.backbones import VGG_HIDDEN, ImageNetPart
 from maskwright.layers.dropout import keyed_dropout
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.precision import Float32Linear
 from maskwright.layers.roi import RoiPool, Rois
-from maskwright.structures import ImageBatch, InputSpec, Instances, ResizeRule
+from maskwright.structures import ImageBatch, Instances
 from maskwright.systems.proposals.fast_rcnn import FastRCNN
 from maskwright.systems.rcnn.mask_rcnn import BoxSelection, RoiSampler, SampledRois, box_losses
 from maskwright.systems.rcnn.rpn import Features
-from maskwright.systems.system import Count, Loss, Share
+from maskwright.systems.system import Loss
 
 FOVEAL = (1.0, 1.5, 2.0, 4.0)  # MultiPath, sec. 3.2: sides of the regions, of the proposal's
 OVERLAPS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75)  # MultiPath, sec. 3.3
@@ -198,65 +198,3 @@ class MultiPathHead(BoxSelection):
         foveal, wider = self.hidden(features, Rois.of([p.boxes for p in proposals]), None)
         probs = torch.stack([classify(foveal).softmax(dim=1) for classify in self.classes]).mean(dim=0)
         return self.select(proposals, probs, self.deltas(wider).unflatten(1, (-1, 4)), keep=keep)
-
-
-# Sizes
-
-
-def _samplers(num_classes: int, *, negative_from: float) -> list[RoiSampler]:
-    return [RoiSampler(num_classes=num_classes, per_image=64, iou=iou, negative_from=negative_from) for iou in OVERLAPS]
-
-
-def multipath_vgg16(
-    *,
-    num_classes: int,
-    has_masks: bool = True,
-    max_detections: Count = 100,
-    num_proposals: Count = 400,
-    score_threshold: Share = 0.05,
-) -> MultiPathNet:
-    """MultiPathNet on VGG-16: 624.3 M parameters at 80 classes."""
-    strides = (4, 8, 16)
-    body = Backbone("vgg16", strides=strides, norm="none")
-    return MultiPathNet(
-        input=InputSpec(resize=ResizeRule(800, 1000)),
-        features=body,
-        samplers=_samplers(num_classes, negative_from=0.1),
-        box_head=MultiPathHead(
-            body.channels,
-            mixed=512,
-            hidden=4096,
-            num_classes=num_classes,
-            dropout=0.5,
-            score_threshold=score_threshold,
-            pretrained="vgg16",
-        ),
-        has_masks=has_masks,
-        num_proposals=num_proposals,
-        max_detections=max_detections,
-    )
-
-
-def multipath_small(
-    *,
-    num_classes: int,
-    has_masks: bool = True,
-    max_detections: Count = 300,
-    num_proposals: Count = 500,
-    score_threshold: Share = 0.05,
-    short_px: Count = 512,
-    long_px: Count = 1024,
-) -> MultiPathNet:
-    """MultiPathNet for a CPU and for tests: 4.8 M parameters."""
-    body = Backbone("resnet18", strides=(4, 8, 16), norm="group")
-    return MultiPathNet(
-        input=InputSpec(resize=ResizeRule(short_px, long_px)),
-        features=body,
-        samplers=_samplers(num_classes, negative_from=0.0),
-        box_head=MultiPathHead(
-            body.channels, mixed=48, hidden=128, num_classes=num_classes, dropout=0.0, score_threshold=score_threshold
-        ),
-        has_masks=has_masks,
-        num_proposals=num_proposals,
-        max_detections=max_detections,
-    )

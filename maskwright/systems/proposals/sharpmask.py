@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from maskwright.layers.padding import conv3x3, symmetric_pad
 from maskwright.structures import ImageBatch, Instances
-from maskwright.systems.proposals.deepmask import OCTAVES, DeepMask, Features, Level, as_patches, resnet_parts, small_parts
-from maskwright.systems.system import Count, Loss, Share
+from maskwright.systems.proposals.deepmask import DeepMask, Features, Level, as_patches
+from maskwright.systems.system import Loss
 
 Upsampling = Literal["nearest", "bilinear"]
 Schedule = Literal["a", "b"]
@@ -183,63 +183,3 @@ class ConcatenatedModule(RefinementModule):
         bias = self.merge_mask.bias + self.merge_features.bias
         enlarged: Tensor = self.up(F.relu(F.conv2d(symmetric_pad(together, 1), weight, bias)))
         return enlarged
-
-
-# Sizes
-
-
-def sharpmask_r50(
-    *,
-    num_classes: int,
-    norm: Literal["frozen", "group"] = "frozen",
-    width: int = 32,
-    schedule: Schedule = "b",
-    form: Literal["split", "concatenated"] = "split",
-    upsampling: Upsampling = "nearest",
-    octaves: tuple[float, ...] = OCTAVES,
-    long_px: int | None = None,
-    is_sharp: bool = True,
-    max_detections: Count = 1000,
-    score_threshold: Share = 0.0,
-    nms_iou: float | None = None,
-) -> SharpMask:
-    """SharpMask on ResNet-50, W160-P4-D39-F128: DeepMask's parameters and 2,750,535 more, whatever the classes."""
-    parts = resnet_parts(window_px=160, halvings=4, reduced=128, head="c", norm=norm, octaves=octaves, long_px=long_px)
-    channels = parts["backbone"].channels
-    refinement = Refinement(channels, size=512, cells=10, width=width, schedule=schedule, form=form, upsampling=upsampling)
-    return SharpMask(
-        refinement=refinement,
-        is_sharp=is_sharp,
-        max_detections=max_detections,
-        score_threshold=score_threshold,
-        nms_iou=nms_iou,
-        **parts,
-    )
-
-
-def sharpmask_small(
-    *,
-    num_classes: int,
-    schedule: Schedule = "b",
-    form: Literal["split", "concatenated"] = "split",
-    upsampling: Upsampling = "nearest",
-    octaves: tuple[float, ...] = OCTAVES,
-    short_px: int | None = None,
-    long_px: int | None = 1024,
-    max_side_px: int | None = 2048,
-    is_sharp: bool = True,
-    max_detections: Count = 1000,
-    score_threshold: Share = 0.0,
-    nms_iou: float | None = None,
-) -> SharpMask:
-    """SharpMask for a CPU and for tests: 4.7 M parameters."""
-    parts = small_parts(octaves=octaves, short_px=short_px, long_px=long_px, max_side_px=max_side_px)
-    refinement = Refinement(parts["backbone"].channels, size=224, cells=10, schedule=schedule, form=form, upsampling=upsampling)
-    return SharpMask(
-        refinement=refinement,
-        is_sharp=is_sharp,
-        max_detections=max_detections,
-        score_threshold=score_threshold,
-        nms_iou=nms_iou,
-        **parts,
-    )

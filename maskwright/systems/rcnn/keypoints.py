@@ -12,30 +12,20 @@ the softmax.
 Legend: R RoIs of the batch · C channels · J keypoints · M side of the heatmaps, 56.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.layers.backbones import Origin
 from maskwright.layers.precision import Float32ConvTranspose2d
 from maskwright.layers.roi import RoiOperator, Rois
-from maskwright.structures import Instances, ResizeRule
+from maskwright.structures import Instances
 from maskwright.structures.keypoints import from_heatmaps, to_cells
-from maskwright.systems.rcnn.mask_rcnn import (
-    FasterRCNN,
-    MaskHead,
-    SampledRois,
-    paper_pool,
-    pyramid_parts,
-    small_parts,
-    small_pool,
-)
+from maskwright.systems.rcnn.mask_rcnn import SampledRois
 from maskwright.systems.rcnn.rpn import Features
-from maskwright.systems.system import Count, Loss, Share
+from maskwright.systems.system import Loss
 
 ENLARGED = 4  # heatmaps have so many cells a side for each of the pooled features: twice by a deconvolution, twice by bilinear
 
@@ -111,99 +101,3 @@ def _carried(points: Tensor, boxes: Tensor, to_boxes: Tensor, size: tuple[int, i
 
 KEYPOINT_LAYER = "instance_heads.keypoint.deconv."
 """Whose parameters belong to keypoints, as rows do to classes: beginning of their names."""
-
-
-# Sizes
-
-
-def _keypoint_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
-    """Builder of a published size: detectron2's R50-FPN and its deeper kin."""
-
-    def build(
-        *,
-        num_classes: int,
-        num_keypoints: Count = 17,
-        norm: Literal["frozen", "group"] = "frozen",
-        weights_origin: Origin = "timm",
-        max_detections: Count = 100,
-        num_proposals: Count = 1000,
-        score_threshold: Share = 0.05,
-        short_px: Count = 800,
-        long_px: Count = 1333,
-    ) -> FasterRCNN:
-        parts = pyramid_parts(
-            backbone,
-            num_classes=num_classes,
-            norm=norm,
-            weights_origin=weights_origin,
-            score_threshold=score_threshold,
-            resize=ResizeRule(short_px, long_px),
-            box_beta=0.5,
-        )
-        pool = paper_pool(14)
-        mask = {"mask": MaskHead(256, num_classes=num_classes, pool=pool)} if has_masks else {}
-        return FasterRCNN(
-            **parts,
-            instance_heads={**mask, "keypoint": KeypointHead(256, num_keypoints=num_keypoints, pool=pool)},
-            num_proposals=num_proposals,
-            num_training_proposals=1500,
-            num_candidates=(2000, 0),
-            max_detections=max_detections,
-        )
-
-    build.__doc__ = summary
-    return build
-
-
-keypoint_rcnn_r50_fpn = _keypoint_rcnn(
-    "resnet50",
-    has_masks=False,
-    summary="Keypoint R-CNN with ResNet-50 and FPN: 59.1 M parameters for persons (Mask R-CNN, table 4).",
-)
-keypoint_rcnn_r101_fpn = _keypoint_rcnn(
-    "resnet101", has_masks=False, summary="Keypoint R-CNN with ResNet-101 and FPN: 78.1 M parameters for persons."
-)
-keypoint_rcnn_x101_fpn = _keypoint_rcnn(
-    "resnext101_32x8d",
-    has_masks=False,
-    summary="Keypoint R-CNN with ResNeXt-101-32×8d and FPN: 122.2 M parameters for persons.",
-)
-mask_keypoint_rcnn_r50_fpn = _keypoint_rcnn(
-    "resnet50",
-    has_masks=True,
-    summary="Masks and keypoints with ResNet-50 and FPN: 61.8 M parameters for persons (Mask R-CNN, table 4).",
-)
-
-
-def _small_keypoint_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
-    """The small Mask R-CNN with another head."""
-
-    def build(
-        *,
-        num_classes: int,
-        num_keypoints: Count = 17,
-        max_detections: Count = 100,
-        num_proposals: Count = 500,
-        score_threshold: Share = 0.05,
-        short_px: Count = 512,
-        long_px: Count = 1024,
-    ) -> FasterRCNN:
-        parts = small_parts(num_classes=num_classes, score_threshold=score_threshold, short_px=short_px, long_px=long_px)
-        pool = small_pool(14)
-        mask = {"mask": MaskHead(128, num_classes=num_classes, pool=pool)} if has_masks else {}
-        head = KeypointHead(128, num_keypoints=num_keypoints, pool=pool, depth=4, hidden=128)
-        return FasterRCNN(
-            **parts,
-            instance_heads={**mask, "keypoint": head},
-            num_proposals=num_proposals,
-            num_training_proposals=500,
-            num_candidates=(1000, 0),
-            max_detections=max_detections,
-        )
-
-    build.__doc__ = summary
-    return build
-
-
-keypoint_rcnn_small = _small_keypoint_rcnn(has_masks=False, summary="Keypoint R-CNN for a CPU and for tests: 4.9 M parameters.")
-mask_keypoint_rcnn_small = _small_keypoint_rcnn(has_masks=True, summary="Masks and keypoints for a CPU: 5.5 M parameters.")

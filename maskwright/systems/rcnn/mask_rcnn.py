@@ -18,25 +18,22 @@ R RoIs of the batch · C channels · K classes, with the background as the last 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.layers.assignment import BalancedSampler, IouMatcher
-from maskwright.layers.backbones import ORIGINS, Backbone, Norm, Origin
 from maskwright.layers.box_coding import BoxCoder
-from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
-from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.nms import nms_by_group
 from maskwright.layers.precision import ClassConv1x1, Float32Linear
-from maskwright.layers.roi import RoiAlign, RoiOperator, Rois
-from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks, ResizeRule
+from maskwright.layers.roi import RoiOperator, Rois
+from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.rcnn.rpn import Features, RegionProposalNetwork
-from maskwright.systems.system import Count, Loss, Share, Task, masks_of
+from maskwright.systems.system import Loss, Task, masks_of
 
 
 class SampledRois(NamedTuple):
@@ -267,7 +264,7 @@ class BoxBranch(BoxSelection, ABC):
         *,
         num_classes: int,
         box_beta: float = 0.0,
-        score_threshold: Share = 0.05,
+        score_threshold: float = 0.05,
         nms_iou: float = 0.5,
         min_side_px: float = 0.0,
     ) -> None:
@@ -452,177 +449,3 @@ class MaskHead(DeconvMaskBranch):
         for conv in self.convs:
             hidden = F.relu(conv(hidden), inplace=True)
         return F.relu(self.deconv(hidden), inplace=True)
-
-
-# Sizes
-
-STRIDES, SMALL_STRIDES = (4, 8, 16, 32), (4, 8, 16)
-ANCHORS_FPN = {4: (32,), 8: (64,), 16: (128,), 32: (256,), 64: (512,)}  # FPN, sec. 4.1
-
-
-def paper_pool(side: int) -> RoiAlign:
-    """RoIAlign of the published sizes."""
-    return RoiAlign(side, strides=STRIDES)
-
-
-def pyramid_parts(
-    backbone: str,
-    *,
-    num_classes: int,
-    norm: Norm,
-    weights_origin: Origin,
-    score_threshold: float,
-    resize: ResizeRule,
-    box_beta: float = 0.0,
-    pool: Callable[[int], RoiOperator] = paper_pool,
-) -> dict[str, Any]:
-    """The parts of a published size that all heads share: detectron2's R50-FPN and its deeper kin; `pool` of some side."""
-    origin = ORIGINS[weights_origin]
-    body = origin.backbone(backbone, strides=STRIDES, norm=norm)
-    return {
-        "input": origin.input(resize),
-        "backbone": body,
-        "fpn": FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1)),
-        "rpn": RegionProposalNetwork(256, anchors=PyramidAnchors(ANCHORS_FPN)),
-        "roi_sampler": RoiSampler(num_classes=num_classes, per_image=512),
-        "box_head": BoxHead(
-            256,
-            hidden=1024,
-            num_classes=num_classes,
-            pool=pool(7),
-            box_beta=box_beta,
-            score_threshold=score_threshold,
-        ),
-    }
-
-
-def _pyramid_rcnn(backbone: str, *, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
-    """Builder of a published size."""
-
-    def build(
-        *,
-        num_classes: int,
-        norm: Literal["frozen", "group"] = "frozen",
-        weights_origin: Origin = "timm",
-        max_detections: Count = 100,
-        num_proposals: Count = 1000,
-        score_threshold: Share = 0.05,
-        short_px: Count = 800,  # Mask R-CNN, sec. 3.1
-        long_px: Count = 1333,
-    ) -> FasterRCNN:
-        parts = pyramid_parts(
-            backbone,
-            num_classes=num_classes,
-            norm=norm,
-            weights_origin=weights_origin,
-            score_threshold=score_threshold,
-            resize=ResizeRule(short_px, long_px),
-        )
-        mask = MaskHead(256, num_classes=num_classes, pool=paper_pool(14))
-        return FasterRCNN(
-            **parts,
-            instance_heads={"mask": mask} if has_masks else {},
-            num_proposals=num_proposals,
-            num_training_proposals=1000,
-            num_candidates=(2000, 0),
-            max_detections=max_detections,
-        )
-
-    build.__doc__ = summary
-    return build
-
-
-faster_rcnn_r50_fpn = _pyramid_rcnn(
-    "resnet50", has_masks=False, summary="Faster R-CNN with ResNet-50 and FPN: 41.7 M parameters at 80 classes."
-)
-faster_rcnn_r101_fpn = _pyramid_rcnn(
-    "resnet101", has_masks=False, summary="Faster R-CNN with ResNet-101 and FPN: 60.6 M parameters at 80 classes."
-)
-faster_rcnn_x101_fpn = _pyramid_rcnn(
-    "resnext101_32x8d",
-    has_masks=False,
-    summary="Faster R-CNN with ResNeXt-101-32×8d and FPN: 104.8 M parameters at 80 classes.",
-)
-mask_rcnn_r50_fpn = _pyramid_rcnn(
-    "resnet50",
-    has_masks=True,
-    summary="Mask R-CNN with ResNet-50 and FPN: 44.3 M parameters at 80 classes (Mask R-CNN, table 2a).",
-)
-mask_rcnn_r101_fpn = _pyramid_rcnn(
-    "resnet101",
-    has_masks=True,
-    summary="Mask R-CNN with ResNet-101 and FPN: 63.3 M parameters at 80 classes (Mask R-CNN, table 1).",
-)
-mask_rcnn_x101_fpn = _pyramid_rcnn(
-    "resnext101_32x8d",
-    has_masks=True,
-    summary="Mask R-CNN with ResNeXt-101-32×8d and FPN, the released size: 107.4 M parameters at 80 classes.",
-)
-mask_rcnn_x101_64x4d_fpn = _pyramid_rcnn(
-    "resnext101_64x4d",
-    has_masks=True,
-    summary="Mask R-CNN with ResNeXt-101-64×4d and FPN: 102.1 M parameters at 80 classes (Mask R-CNN, table 2a).",
-)
-
-
-def small_pool(side: int) -> RoiAlign:
-    """RoIAlign of the small sizes."""
-    return RoiAlign(side, strides=SMALL_STRIDES, sampling_ratio=2)
-
-
-def small_parts(
-    *,
-    num_classes: int,
-    score_threshold: float,
-    short_px: int,
-    long_px: int,
-    pool: Callable[[int], RoiOperator] = small_pool,
-) -> dict[str, Any]:
-    """Likewise for a CPU, trained from scratch: a ResNet-18 cut after its third stage, P2 to P4 for the heads."""
-    body = Backbone("resnet18", strides=SMALL_STRIDES, norm="group")
-    anchors = PyramidAnchors({4: (24,), 8: (48,), 16: (96,), 32: (192,), 64: (384,)})
-    return {
-        "input": InputSpec(resize=ResizeRule(short_px, long_px)),
-        "backbone": body,
-        "fpn": FeaturePyramid(body.channels, channels=128, coarser=SubsampledLevels(2)),
-        "rpn": RegionProposalNetwork(128, anchors=anchors),
-        "roi_sampler": RoiSampler(num_classes=num_classes, per_image=128),
-        "box_head": BoxHead(
-            128,
-            hidden=128,
-            num_classes=num_classes,
-            pool=pool(7),
-            score_threshold=score_threshold,
-        ),
-    }
-
-
-def _small_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
-    """Builder of a small size, under 5 M parameters."""
-
-    def build(
-        *,
-        num_classes: int,
-        max_detections: Count = 300,
-        num_proposals: Count = 500,
-        score_threshold: Share = 0.05,
-        short_px: Count = 512,
-        long_px: Count = 1024,
-    ) -> FasterRCNN:
-        parts = small_parts(num_classes=num_classes, score_threshold=score_threshold, short_px=short_px, long_px=long_px)
-        mask = MaskHead(128, num_classes=num_classes, pool=small_pool(14))
-        return FasterRCNN(
-            **parts,
-            instance_heads={"mask": mask} if has_masks else {},
-            num_proposals=num_proposals,
-            num_training_proposals=500,
-            num_candidates=(1000, 0),
-            max_detections=max_detections,
-        )
-
-    build.__doc__ = summary
-    return build
-
-
-faster_rcnn_small = _small_rcnn(has_masks=False, summary="Faster R-CNN for a CPU and for tests: 4.3 M parameters.")
-mask_rcnn_small = _small_rcnn(has_masks=True, summary="Mask R-CNN for a CPU and for tests: 4.9 M parameters.")

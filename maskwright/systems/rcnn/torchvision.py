@@ -1,35 +1,41 @@
 """Faster, Mask and Keypoint R-CNN as torchvision builds them: the networks of mask_rcnn.py, other parts.
 
-Source: torchvision's `fasterrcnn_resnet50_fpn`, `maskrcnn_resnet50_fpn` and `keypointrcnn_resnet50_fpn` (BSD 3-Clause), their
-first versions. Weights trained with these parts lose accuracy with others; imported checkpoints are therefore built from them.
+Source: torchvision's `fasterrcnn_resnet50_fpn`, `maskrcnn_resnet50_fpn` and `keypointrcnn_resnet50_fpn` (BSD 3-Clause), and the
+second versions (`_v2`) of the first two, after Li et al., Benchmarking Detection Transfer Learning with Vision Transformers
+(arXiv 2111.11429). Weights trained with these parts lose accuracy with others; imported checkpoints are therefore built from
+them.
 
 Differs from mask_rcnn.py: image sizes are rounded down and resized without antialiasing; anchors are rounded, and laid a
 whole number of pixels apart; an object that overlaps no anchor makes all anchors without overlap positive; smooth L1 with
 β = 1/9, means over the anchors sampled; 2000 training proposals; RoIAlign with 2 × 2 samples a cell, half a cell off;
 tiny proposals and detections dropped; soft mask targets; masks pasted into boxes of whole pixels, one cell larger; keypoints
-lie where COCO's pixel numbers are, not half a pixel further on.
+lie where COCO's pixel numbers are, not half a pixel further on. The second versions have a norm after every convolution of the
+pyramid and of the heads, two convolutions in the RPN, and four convolutions and one hidden layer in the box head; from
+torchvision, imported norms stay as they are in training too.
 
-Legend: R RoIs of one image · M mask side · h, w a mask's window · S samples of a cell, per side.
+Legend: R RoIs of one image · C channels · M mask side · h, w a mask's window · S samples of a cell, per side.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskwright.layers.assignment import IouMatcher, SampledMeanSampler
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.grids import RoundedAnchors
-from maskwright.layers.roi import RoiAlign
+from maskwright.layers.initialization import init_normal
+from maskwright.layers.norms import BranchNorm, normed_conv
+from maskwright.layers.roi import RoiAlign, RoiOperator, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks, ResizeRule
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.rcnn.keypoints import KeypointHead, points_of
-from maskwright.systems.rcnn.mask_rcnn import ANCHORS_FPN, BoxHead, FasterRCNN, MaskHead, RoiSampler
-from maskwright.systems.rcnn.rpn import RegionProposalNetwork
-from maskwright.systems.system import Count, Loss, Share
+from maskwright.systems.rcnn.mask_rcnn import BoxBranch, BoxHead, FasterRCNN, MaskHead, RoiSampler
+from maskwright.systems.rcnn.rpn import Features, RegionProposalNetwork
+from maskwright.systems.size import Count, Share, Size, size_class
+from maskwright.systems.system import Loss
 
 BETA = 1 / 9
 ROUNDING = 2e-6  # more than the interpolation of a mask is off in float32
@@ -150,21 +156,151 @@ def shifted(instances: Instances, x: float, y: float) -> Instances:
     )
 
 
+# The second versions
+
+
+class DeeperRPN(RegionProposalNetwork):
+    """A region proposal network with two convolutions.
+
+    Args:
+        channels: of the features.
+        options: see `RegionProposalNetwork`.
+    """
+
+    def __init__(self, channels: int, **options: Any) -> None:
+        super().__init__(channels, **options)
+        first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        for layer in (first, second):
+            init_normal(layer, std=0.01)
+        self.conv = nn.Sequential(first, nn.ReLU(inplace=True), second)
+
+
+class ConvBoxHead(BoxBranch):
+    """Four convolutions and a hidden layer on 7×7 pooled features.
+
+    Args:
+        channels: of the features.
+        hidden: units of the hidden layer.
+        pool: RoIAlign to the head's grid.
+        norm: after each convolution.
+        options: see `BoxBranch`.
+    """
+
+    def __init__(self, channels: int, *, hidden: int, pool: RoiOperator, norm: BranchNorm, **options: Any) -> None:
+        super().__init__(hidden, **options)
+        self.pool = pool
+        self.convs = nn.ModuleList(normed_conv(channels, channels, norm=norm) for _ in range(4))
+        self.fc = nn.Linear(channels * pool.side**2, hidden)
+
+    def vectors(self, features: Features, rois: Rois) -> Tensor:
+        """What the last layers see, (R, hidden)."""
+        seen: Tensor = self.pool(features, rois)  # (R, C, 7, 7)
+        for conv in self.convs:
+            seen = F.relu(conv(seen), inplace=True)
+        return F.relu(self.fc(seen.flatten(1)), inplace=True)
+
+
+class NormedMaskHead(MaskHead):
+    """The usual mask head, with a norm after each of its four convolutions.
+
+    Args:
+        channels: of the features and of the hidden layers.
+        norm: the norm.
+        options: see `MaskHead`.
+    """
+
+    def __init__(self, channels: int, *, norm: BranchNorm, **options: Any) -> None:
+        super().__init__(channels, **options)
+        self.convs = nn.ModuleList(normed_conv(channels, channels, norm=norm) for _ in range(4))
+
+
 # Sizes
 
-
+ANCHORS = {4: (32,), 8: (64,), 16: (128,), 32: (256,), 64: (512,)}
 STRIDES = (4, 8, 16, 32)
-
-
 RPN: dict[str, Any] = {
-    "anchors": RoundedAnchors(ANCHORS_FPN),
+    "anchors": RoundedAnchors(ANCHORS),
     "matcher": IouMatcher(positive=0.7, negative=0.3, rescue_above=-1.0),
     "sampler": SampledMeanSampler(256, positive_fraction=0.5),
     "box_beta": BETA,
     "min_side_px": 1e-3,
 }
-BOXES = {"box_beta": BETA, "min_side_px": 1e-2}
+BOXES: dict[str, Any] = {"hidden": 1024, "box_beta": BETA, "min_side_px": 1e-2}
 MASKS: dict[str, Any] = {"targets": soft_mask_targets, "lay": whole_pixel_windows}
+
+
+@size_class
+class TorchvisionSize(Size):
+    """Of both versions."""
+
+    has_mask_head: bool
+    """Whether there are masks."""
+    rpn_candidates: tuple[int, int] = (2000, 0)
+    """Anchors of a level that proposals are chosen from, in training and at inference; there never fewer than proposals."""
+    num_training_proposals: Count = 2000
+    """Proposals of an image that RoIs are drawn from."""
+    num_proposals: Count = 1000
+    """Proposals of an image at inference."""
+    per_image: Count = 512
+    """RoIs of an image that heads learn from."""
+    backbone: str = "resnet50"
+    """timm's name of the feature network."""
+    short_px: Count | None = 800
+    """Shorter side of the input, px; null keeps the image's size."""
+    long_px: Count | None = 1333
+    """Longer side of the input at most, px; null sets no bound."""
+    max_detections: Count = 100
+    """Objects answered for an image at most."""
+    score_threshold: Share = 0.05
+    """Scores up to it are not answered."""
+
+
+@size_class
+class FirstSize(TorchvisionSize):
+    """Of the first versions."""
+
+    num_keypoints: Count | None = None
+    """Of the keypoint head; null for none."""
+    norm_eps: float = 1e-5
+    """Added to the variance of a frozen norm."""
+
+
+@size_class
+class SecondSize(TorchvisionSize):
+    """Of the second versions."""
+
+    branch_norm: BranchNorm = "group"
+    """Of pyramid and heads: one that trains, or the fixed one of imported weights."""
+
+
+def first_rcnn(size: FirstSize, num_classes: int) -> FasterRCNN:
+    """A network of the first version."""
+    body = Backbone(size.backbone, strides=STRIDES, norm="frozen", norm_eps=size.norm_eps)
+    fpn = FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1))
+    rpn = RegionProposalNetwork(256, **RPN)
+    threshold = size.score_threshold
+    box_head = BoxHead(256, num_classes=num_classes, pool=legacy_pool(7), score_threshold=threshold, **BOXES)
+    heads: dict[str, nn.Module] = {}
+    if size.has_mask_head:
+        heads["mask"] = MaskHead(256, num_classes=num_classes, pool=legacy_pool(14), **MASKS)
+    if size.num_keypoints is not None:
+        heads["keypoint"] = KeypointHead(256, num_keypoints=size.num_keypoints, pool=legacy_pool(14))
+    parts: dict[str, Any] = {"backbone": body, "fpn": fpn, "rpn": rpn, "box_head": box_head, "instance_heads": heads}
+    return (IndexedKeypointRCNN if "keypoint" in heads else FasterRCNN)(**parts, **_numbers(size, num_classes))
+
+
+def second_rcnn(size: SecondSize, num_classes: int) -> FasterRCNN:
+    """A network of the second version."""
+    norm, threshold = size.branch_norm, size.score_threshold
+    body = Backbone(size.backbone, strides=STRIDES, norm="frozen")
+    fpn = FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1), norm=norm)
+    rpn = DeeperRPN(256, **RPN)
+    box_head = ConvBoxHead(256, norm=norm, num_classes=num_classes, pool=legacy_pool(7), score_threshold=threshold, **BOXES)
+    heads: dict[str, nn.Module] = {}
+    if size.has_mask_head:
+        heads["mask"] = NormedMaskHead(256, norm=norm, num_classes=num_classes, pool=legacy_pool(14), **MASKS)
+    parts: dict[str, Any] = {"backbone": body, "fpn": fpn, "rpn": rpn, "box_head": box_head, "instance_heads": heads}
+    return FasterRCNN(**parts, **_numbers(size, num_classes))
 
 
 def legacy_pool(side: int) -> RoiAlign:
@@ -172,81 +308,27 @@ def legacy_pool(side: int) -> RoiAlign:
     return RoiAlign(side, strides=STRIDES, sampling_ratio=2, aligned=False, level_tolerance=1e-6)
 
 
-def torchvision_parts(
-    *, num_classes: int, norm_eps: float, num_proposals: int, score_threshold: float, short_px: int, long_px: int
-) -> dict[str, Any]:
-    """All of the networks but their instance heads."""
-    body = Backbone("resnet50", strides=STRIDES, norm="frozen", norm_eps=norm_eps)
+def _numbers(size: TorchvisionSize, num_classes: int) -> dict[str, Any]:
+    """What both versions have beside their parts."""
     return {
-        "input": InputSpec(resize=ResizeRule(short_px, long_px, rounding="floor", antialias=False)),
-        "backbone": body,
-        "fpn": FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1)),
-        "rpn": RegionProposalNetwork(256, **RPN),
-        "roi_sampler": RoiSampler(num_classes=num_classes, per_image=512),
-        "box_head": BoxHead(
-            256, hidden=1024, num_classes=num_classes, pool=legacy_pool(7), score_threshold=score_threshold, **BOXES
-        ),
-        "num_proposals": num_proposals,
-        "num_training_proposals": 2000,
-        "num_candidates": (2000, 0),
+        "input": InputSpec(resize=ResizeRule(size.short_px, size.long_px, rounding="floor", antialias=False)),
+        "roi_sampler": RoiSampler(num_classes=num_classes, per_image=size.per_image),
+        "num_proposals": size.num_proposals,
+        "num_training_proposals": size.num_training_proposals,
+        "num_candidates": size.rpn_candidates,
+        "max_detections": size.max_detections,
     }
 
 
-def _torchvision_rcnn(*, has_masks: bool, summary: str) -> Callable[..., FasterRCNN]:
-    """Builder of boxes, or of boxes and masks."""
-
-    def build(
-        *,
-        num_classes: int,
-        norm_eps: float = 1e-5,
-        max_detections: Count = 100,
-        num_proposals: Count = 1000,
-        score_threshold: Share = 0.05,
-        short_px: Count = 800,
-        long_px: Count = 1333,
-    ) -> FasterRCNN:
-        parts = torchvision_parts(
-            num_classes=num_classes,
-            norm_eps=norm_eps,
-            num_proposals=num_proposals,
-            score_threshold=score_threshold,
-            short_px=short_px,
-            long_px=long_px,
-        )
-        mask = MaskHead(256, num_classes=num_classes, pool=legacy_pool(14), **MASKS)
-        return FasterRCNN(**parts, instance_heads={"mask": mask} if has_masks else {}, max_detections=max_detections)
-
-    build.__doc__ = summary
-    return build
-
-
-faster_rcnn_r50_fpn_torchvision = _torchvision_rcnn(
-    has_masks=False, summary="Faster R-CNN, R50-FPN, with torchvision's parts: for weights from there."
+FASTER = FirstSize(summary="Faster R-CNN, R50-FPN, with torchvision's parts: for weights from there.", has_mask_head=False)
+MASK = FirstSize(summary="Mask R-CNN, R50-FPN, with torchvision's parts: for weights from there.", has_mask_head=True)
+KEYPOINT = FirstSize(
+    summary="Keypoint R-CNN, R50-FPN, with torchvision's parts: for weights from there.", has_mask_head=False, num_keypoints=17
 )
-mask_rcnn_r50_fpn_torchvision = _torchvision_rcnn(
-    has_masks=True, summary="Mask R-CNN, R50-FPN, with torchvision's parts: for weights from there."
+FASTER_V2 = SecondSize(
+    summary="Faster R-CNN, R50-FPN, with the parts of torchvision's second version: for weights from there.",
+    has_mask_head=False,
 )
-
-
-def keypoint_rcnn_r50_fpn_torchvision(
-    *,
-    num_classes: int,
-    num_keypoints: Count = 17,
-    norm_eps: float = 1e-5,
-    max_detections: Count = 100,
-    num_proposals: Count = 1000,
-    score_threshold: Share = 0.05,
-    short_px: Count = 800,
-    long_px: Count = 1333,
-) -> FasterRCNN:
-    """Keypoint R-CNN, R50-FPN, with torchvision's parts: for weights from there."""
-    parts = torchvision_parts(
-        num_classes=num_classes,
-        norm_eps=norm_eps,
-        num_proposals=num_proposals,
-        score_threshold=score_threshold,
-        short_px=short_px,
-        long_px=long_px,
-    )
-    head = KeypointHead(256, num_keypoints=num_keypoints, pool=legacy_pool(14))
-    return IndexedKeypointRCNN(**parts, instance_heads={"keypoint": head}, max_detections=max_detections)
+MASK_V2 = SecondSize(
+    summary="Mask R-CNN, R50-FPN, with the parts of torchvision's second version: for weights from there.", has_mask_head=True
+)

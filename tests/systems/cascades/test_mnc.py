@@ -15,7 +15,6 @@ from maskwright.structures.boxes import iou
 from maskwright.systems import SYSTEMS
 from maskwright.systems.cascades import mnc
 from maskwright.systems.cascades.mnc import (
-    ANCHORS_VGG,
     CODER,
     Answers,
     CascadeSampler,
@@ -26,6 +25,7 @@ from maskwright.systems.cascades.mnc import (
     resize_masks,
     show_masks,
 )
+from maskwright.systems.cascades.sizes import MNC_VGG16
 from maskwright.systems.cascades.voting import MASK_THRESHOLD, MaskVoting
 from maskwright.systems.rcnn.mask_rcnn import SampledRois, box_losses
 from maskwright.systems.rcnn.rpn import PairwiseObjectness
@@ -89,7 +89,7 @@ def test_parameters_are_those_of_the_released_network():
 
 
 def test_anchors_cover_the_published_sizes():
-    (anchors,) = ANCHORS_VGG({16: torch.zeros(1, 1, 38, 63)})
+    (anchors,) = MNC_VGG16.anchor_grid()({16: torch.zeros(1, 1, 38, 63)})
     inclusive = [
         [-84, -40, 99, 55], [-176, -88, 191, 103], [-360, -184, 375, 199], [-56, -56, 71, 71], [-120, -120, 135, 135],
         [-248, -248, 263, 263], [-36, -80, 51, 95], [-80, -168, 95, 183], [-168, -344, 183, 359],
@@ -101,7 +101,7 @@ def test_anchors_cover_the_published_sizes():
     outside = (anchors[:, :2] < 0).any(dim=1) | (anchors[:, 2] > 1000) | (anchors[:, 3] > 600)
     assert (kind[outside] == -1).all()
     assert (len(anchors), int((~outside).sum())) == (21_546, 8_151)
-    (smaller,) = ANCHORS_VGG({16: torch.zeros(1, 1, 38, 50)})
+    (smaller,) = MNC_VGG16.anchor_grid()({16: torch.zeros(1, 1, 38, 50)})
     is_inside = (smaller[:, :2] >= 0).all(dim=1) & (smaller[:, 2] <= 800) & (smaller[:, 3] <= 600)
     assert (len(smaller), int(is_inside.sum())) == (17_100, 5_944)
     assert (kind[~outside] == 1).any()

@@ -32,7 +32,7 @@ from maskwright.systems.one_stage.embedmask import (
     grown_by_two_cells,
     overlaps,
 )
-from maskwright.systems.one_stage.fcos import BACKGROUND, STRIDES, Answers, CenterAssigner, Found, sides
+from maskwright.systems.one_stage.fcos import BACKGROUND, Answers, CenterAssigner, Found, sides
 from maskwright.systems.one_stage.fused import (
     MiddleAssigner,
     UpsampledProbabilities,
@@ -40,6 +40,7 @@ from maskwright.systems.one_stage.fused import (
     all_positives,
     grown_by_a_quarter,
 )
+from maskwright.systems.one_stage.sizes import FCOS_R50
 from maskwright.training.optimization import build_optimizer, set_trainable
 from tests.systems.one_stage.test_fcos import boxed, locations, maps
 
@@ -543,7 +544,7 @@ def test_rivals():
     answers = Answers(torch.zeros(1, p, 1), torch.zeros(1, p, 4), torch.zeros(1, p), features, grid)
     assert FixedMargin()(answers).exp().unique().tolist() == pytest.approx([math.log(2) / 4])
     assert not list(FixedMargin().parameters())
-    learned = EmbeddingMargin(nn.Identity(), 8, dim=4, strides=STRIDES)
+    learned = EmbeddingMargin(nn.Identity(), 8, dim=4, strides=FCOS_R50.strides)
     assert learned(answers).unique().tolist() == pytest.approx([-1.752807], abs=1e-6)
     learned.scales["16"].scale.fill_(2.0)  # of the coordinates' margins only, bias and all
     assert learned(answers)[0, grid.counts[0]].tolist() == pytest.approx([-3.505614] * 2 + [-1.752807] * 2, abs=1e-5)

@@ -11,7 +11,6 @@ from maskwright.systems import SYSTEMS
 from maskwright.systems.one_stage.fcos import (
     BACKGROUND,
     IGNORED,
-    STRIDES,
     Answers,
     CenterAssigner,
     FCOSHead,
@@ -24,6 +23,8 @@ from maskwright.systems.one_stage.fcos import (
     weighted_giou,
 )
 from maskwright.systems.one_stage.torchvision import StrictAssigner, everything
+
+STRIDES = (8, 16, 32, 64, 128)
 
 
 def maps(size, strides=STRIDES, channels=1, batch=1):

@@ -14,8 +14,8 @@ from maskwright.recipes import find_recipe
 from maskwright.structures import ImageBatch, Instances, Masks, MaskTiles, PatchBatch, PatchGeometry
 from maskwright.structures.patches import octaves_for
 from maskwright.systems import SYSTEMS
-from maskwright.systems.proposals.deepmask import Level, MaskHead, OriginalHead, WindowConv, deepmask_r50, window_labels
-from maskwright.systems.proposals.sharpmask import Refinement, RefinementModule, sharpmask_r50, window_patches
+from maskwright.systems.proposals.deepmask import Level, MaskHead, OriginalHead, WindowConv, window_labels
+from maskwright.systems.proposals.sharpmask import Refinement, RefinementModule, window_patches
 from maskwright.training.optimization import build_optimizer, learning_rate_factor, set_trainable
 
 THRESHOLD = math.log(0.2 / 0.8)
@@ -33,7 +33,7 @@ def on_meta(name, **arguments):
 @pytest.fixture(scope="module")
 def r50():
     torch.manual_seed(0)
-    return sharpmask_r50(num_classes=1).eval()
+    return SYSTEMS["sharpmask-r50"](num_classes=1).eval()
 
 
 def patch_batch(system, count, kind, seed=0):
@@ -90,7 +90,7 @@ def test_backbones_of_the_papers_table_are_numbers(arguments, channels, cells):
 
 def test_windows_must_fit_the_stride():
     with pytest.raises(ValueError, match="got window_px 104, expected a multiple of 16"):
-        deepmask_r50(num_classes=1, window_px=104)
+        SYSTEMS["deepmask-r50"](num_classes=1, window_px=104)
 
 
 def test_sharp_masks_take_each_windows_own_maps(monkeypatch):
@@ -133,7 +133,7 @@ def test_mask_encodings_are_unfolded_channel_row_column():
 def test_heads_a_and_b_are_larger_than_c_and_answer_alike():
     counts = {}
     for head in "abc":
-        system = deepmask_r50(num_classes=1, window_px=112, reduced=16, head=head)
+        system = SYSTEMS["deepmask-r50"](num_classes=1, window_px=112, reduced=16, head=head)
         features = torch.randn(1, 1024, 9, 10)
         vectors, logits = system.head(features, None)
         assert vectors.shape == (1, 512, 3, 4)
@@ -212,7 +212,7 @@ def test_backbone_pads_symmetrically_wherever_it_convolves(r50):
 
 
 def test_norms_are_frozen(r50):
-    system = deepmask_r50(num_classes=1)
+    system = SYSTEMS["deepmask-r50"](num_classes=1)
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(system.train().backbone(x)[16], system.eval().backbone(x)[16])
@@ -407,7 +407,7 @@ def multiplications(refinement, cells):
 
 def test_schedule_b_costs_the_same_at_every_module():
     with torch.device("meta"):
-        halved, constant = (sharpmask_r50(num_classes=1, schedule=s).refinement for s in "ba")
+        halved, constant = (SYSTEMS["sharpmask-r50"](num_classes=1, schedule=s).refinement for s in "ba")
     assert multiplications(halved, 10) == [1_382_400] * 4
     assert sum(multiplications(constant, 10)) == pytest.approx(156.7e6, rel=1e-3)
     assert halved.logits.weight.numel() * 160**2 == 460_800
@@ -504,7 +504,7 @@ def test_around_the_image_it_is_gray(monkeypatch):
         seen["pixels"] = pixels
         return {16: pixels.new_zeros(1, 1024, 12, 12)}
 
-    system = deepmask_r50(num_classes=1)
+    system = SYSTEMS["deepmask-r50"](num_classes=1)
     monkeypatch.setattr(system.backbone, "forward", backbone)
     system.look(torch.ones(3, 32, 32), 0.0)
     assert seen["pixels"].shape == (1, 3, 192, 192)

@@ -9,7 +9,6 @@ from maskwright.layers.roi import RoiPool, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, Masks, ResizeRule
 from maskwright.structures.boxes import iou
 from maskwright.systems import SYSTEMS, Task
-from maskwright.systems.proposals.fast_rcnn import fast_rcnn_small
 from maskwright.systems.proposals.multipath import FOVEAL, OVERLAPS, SkipPool, region, together
 from maskwright.systems.proposals.propose_then_detect import ProposeThenDetect
 
@@ -96,7 +95,7 @@ def test_detections_keep_the_masks_of_their_proposals(name):
 
 def test_only_the_best_proposals_are_looked_at():
     torch.manual_seed(0)
-    system = fast_rcnn_small(num_classes=3, score_threshold=0.0, num_proposals=1)
+    system = SYSTEMS["fast-rcnn-small"](num_classes=3, score_threshold=0.0, num_proposals=1)
     given = proposals((120, 160), [(10, 10, 60, 50), (70, 20, 150, 110)])
     batch = ImageBatch(torch.randn(1, 3, 64, 96), [(60, 80)], [(120, 160)], proposals=[given])
     with torch.inference_mode():
@@ -105,7 +104,7 @@ def test_only_the_best_proposals_are_looked_at():
 
 
 def test_box_detectors_take_boxes_and_others_say_what_they_miss():
-    system = fast_rcnn_small(num_classes=3, score_threshold=0.0, has_masks=False)
+    system = SYSTEMS["fast-rcnn-small"](num_classes=3, score_threshold=0.0, has_masks=False)
     assert system.task == Task.BOXES
     given = proposals((120, 160), [(10, 10, 60, 50)])
     plain = Instances(given.image_size, boxes=given.boxes, labels=given.labels)
@@ -113,7 +112,7 @@ def test_box_detectors_take_boxes_and_others_say_what_they_miss():
     with torch.inference_mode():
         assert system.predict(batch)[0].masks is None
         with pytest.raises(ValueError, match=r"no masks to pass on: set arguments\.has_masks=false"):
-            fast_rcnn_small(num_classes=3, score_threshold=0.0).predict(batch)
+            SYSTEMS["fast-rcnn-small"](num_classes=3, score_threshold=0.0).predict(batch)
         with pytest.raises(ValueError, match="got images without: train it with --set proposals=RUN"):
             system.predict(ImageBatch(batch.pixels, batch.sizes, batch.original_sizes))
         nothing = ImageBatch(batch.pixels, batch.sizes, batch.original_sizes, proposals=[plain[:0]])
@@ -164,7 +163,7 @@ class Proposer(nn.Module):
 
 def test_a_proposer_and_a_detector_are_one_system():
     torch.manual_seed(0)
-    detector = fast_rcnn_small(num_classes=3, score_threshold=0.0, short_px=60)
+    detector = SYSTEMS["fast-rcnn-small"](num_classes=3, score_threshold=0.0, short_px=60)
     whole = ProposeThenDetect(Proposer(), detector)
     image = torch.randint(0, 255, (90, 120, 3), dtype=torch.uint8)
     plain = ImageBatch.collate([whole.input.to_pixels(image)], original_sizes=[(90, 120)], size_divisor=32, keys=[0])

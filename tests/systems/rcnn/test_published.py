@@ -16,9 +16,9 @@ from maskwright.recipes import find_recipe
 from maskwright.structures import Instances
 from maskwright.structures import boxes as box_functions
 from maskwright.systems import SYSTEMS
-from maskwright.systems.rcnn.c4 import ANCHORS_C4
-from maskwright.systems.rcnn.mask_rcnn import ANCHORS_FPN, RoiSampler, SampledRois, box_losses
+from maskwright.systems.rcnn.mask_rcnn import RoiSampler, SampledRois, box_losses
 from maskwright.systems.rcnn.rpn import RegionProposalNetwork
+from maskwright.systems.rcnn.sizes import MASK_R50_C4, MASK_R50_FPN
 
 
 def built(name, **arguments):
@@ -175,7 +175,7 @@ def test_numbers_of_anchors():
         features = {s: torch.zeros(1, 1, math.ceil(height / s), math.ceil(width / s), device="meta") for s in anchors.shapes}
         return sum(features[s].shape[2] * features[s].shape[3] * anchors.per_cell for s in anchors.shapes)
 
-    fpn, c4 = PyramidAnchors(ANCHORS_FPN), PyramidAnchors({16: ANCHORS_C4})
+    fpn, c4 = PyramidAnchors(MASK_R50_FPN.anchors), PyramidAnchors(MASK_R50_C4.anchors)
     assert (number(fpn, 800, 1088), number(fpn, 1024, 2048), number(c4, 800, 1088)) == (217_413, 523_776, 51_000)
 
 

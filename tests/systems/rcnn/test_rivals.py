@@ -144,10 +144,10 @@ def test_the_class_does_not_matter_to_an_agnostic_head():
 
 OPERATORS = ["align", "align-max", "align-legacy", "pool", "warp", "warp-mean"]
 COMBINATIONS = [
-    *(("mask-rcnn-rivals-small", mask, roi) for mask, roi in zip(["sigmoid"] * 6, OPERATORS, strict=True)),
-    *(("mask-rcnn-rivals-small", mask, "warp") for mask in ("softmax", "agnostic", "mlp", "mlp-3")),
-    *(("mask-rcnn-rivals-c4-small", "sigmoid", roi) for roi in OPERATORS),
-    *(("mask-rcnn-rivals-c4-small", mask, "pool") for mask in ("softmax", "agnostic")),
+    *(("mask-rcnn-small", mask, roi) for mask, roi in zip(["sigmoid"] * 6, OPERATORS, strict=True)),
+    *(("mask-rcnn-small", mask, "warp") for mask in ("softmax", "agnostic", "mlp", "mlp-3")),
+    *(("mask-rcnn-c4-small", "sigmoid", roi) for roi in OPERATORS),
+    *(("mask-rcnn-c4-small", mask, "pool") for mask in ("softmax", "agnostic")),
 ]
 
 
@@ -167,7 +167,7 @@ def test_every_part_trains_and_predicts(name, mask, roi):
     assert len(found.masks) == len(found) == 5
 
 
-@pytest.mark.parametrize("name", ["mask-rcnn-rivals-c5-small", "keypoint-rcnn-rivals-small"])
+@pytest.mark.parametrize("name", ["mask-rcnn-rivals-c5-small", "keypoint-rcnn-small"])
 @pytest.mark.parametrize("roi", OPERATORS)
 def test_roi_operators_of_other_heads_are_those_asked_for(name, roi):
     with torch.device("meta"):
@@ -181,7 +181,7 @@ def test_roi_operators_of_other_heads_are_those_asked_for(name, roi):
 @pytest.mark.parametrize("side", [7, 14])
 @pytest.mark.parametrize("roi", OPERATORS)
 def test_names_of_operators_stand_for_what_they_say(roi, side):
-    pool = ROI_OPERATORS[roi](side, strides=(8, 16))
+    pool = ROI_OPERATORS[roi](side, (8, 16), 2)
     assert (pool.side, pool.strides) == (side, (8, 16))
     if roi.startswith("align"):
         assert type(pool) is (RoiAlignMax if roi == "align-max" else RoiAlign)
@@ -198,11 +198,11 @@ def test_published_sizes_have_the_operator_in_every_head(roi):
         with torch.device("meta"):
             system = SYSTEMS[kind](num_classes=1, roi=roi)
         heads = [system.box_head.pool, *(head.pool for head in system.instance_heads.values())]
-        assert [str(pool) for pool in heads] == [str(ROI_OPERATORS[roi](s, strides=heads[0].strides)) for s in (7, side)]
+        assert [str(pool) for pool in heads] == [str(ROI_OPERATORS[roi](s, heads[0].strides, 2)) for s in (7, side)]
         assert heads[0].strides == ((32,) if "c5" in kind else (4, 8, 16, 32))
     with torch.device("meta"):
         staged = SYSTEMS["mask-rcnn-rivals-r50-c4"](num_classes=1, roi=roi).box_head.staged
-    assert str(staged.pool) == str(ROI_OPERATORS[roi](7, strides=(16,)))
+    assert str(staged.pool) == str(ROI_OPERATORS[roi](7, (16,), 2))
 
 
 def test_published_mask_branches():
@@ -220,7 +220,7 @@ def test_an_mlp_has_about_as_many_parameters_as_the_convolutions():
     parameters = {}
     for mask in ("sigmoid", "mlp", "mlp-3"):
         with torch.device("meta"):
-            head = SYSTEMS["mask-rcnn-rivals-small"](num_classes=1, mask=mask).instance_heads["mask"]
+            head = SYSTEMS["mask-rcnn-small"](num_classes=1, mask=mask).instance_heads["mask"]
         parameters[mask] = sum(p.numel() for p in head.parameters())
     assert parameters["mlp"] == pytest.approx(parameters["sigmoid"], rel=0.02)
     assert parameters["mlp-3"] == parameters["mlp"] + 25 * 25 + 25
