@@ -62,7 +62,7 @@ def test_unknown_names_get_a_suggestion():
         find_builder("nowhere.at_all:build")
     with pytest.raises(ValueError, match="not a function"):
         find_builder("math:pi")
-    assert find_builder("maskwright.systems.rcnn.mask_rcnn:mask_rcnn_small") is SYSTEMS["mask-rcnn-small"]
+    assert find_builder("maskwright.systems.rcnn.sizes:rcnn") is SYSTEMS["mask-rcnn-small"].build
 
 
 # RPN
