@@ -17,7 +17,7 @@ from maskwright.reports.tables import in_words
 PAGE = Path(__file__).parent.parent / "docs" / "mask-rcnn.md"
 NUCLEI = "examples/nuclei/weights.safetensors"
 SEEDS = 2
-RIVALS = "mask-rcnn-rivals-small"
+RIVALS = "mask-rcnn-small"
 
 
 @dataclass(frozen=True)
