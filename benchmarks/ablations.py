@@ -17,7 +17,7 @@ from maskwright.reports.tables import in_words
 PAGE = Path(__file__).parent.parent / "docs" / "mask-rcnn.md"
 NUCLEI = "examples/nuclei/weights.safetensors"
 SEEDS = 2
-RIVALS = "mask-rcnn-small"
+SYSTEM = "mask-rcnn-small"
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ ABLATIONS = {
     "roi": Ablation(
         "nuclei",
         (
-            f"RoIAlign: {RIVALS} arguments.roi=align",
-            f"RoIAlign, max: {RIVALS} arguments.roi=align-max",
-            f"RoIWarp: {RIVALS} arguments.roi=warp-mean",
-            f"RoIWarp, max: {RIVALS} arguments.roi=warp",
-            f"RoIPool: {RIVALS} arguments.roi=pool",
+            f"RoIAlign: {SYSTEM} arguments.roi=align",
+            f"RoIAlign, max: {SYSTEM} arguments.roi=align-max",
+            f"RoIWarp: {SYSTEM} arguments.roi=warp-mean",
+            f"RoIWarp, max: {SYSTEM} arguments.roi=warp",
+            f"RoIPool: {SYSTEM} arguments.roi=pool",
         ),
         {"RoIAlign": "30.3", "RoIAlign, max": "30.2", "RoIWarp": "27.1", "RoIWarp, max": "27.2", "RoIPool": "26.9"},
         "table 2c, R50-C4",
@@ -76,16 +76,16 @@ ABLATIONS = {
     "mask-loss": Ablation(
         "facade",
         (
-            f"sigmoid: {RIVALS} arguments.mask=sigmoid",
-            f"softmax: {RIVALS} arguments.mask=softmax",
-            f"class-agnostic: {RIVALS} arguments.mask=agnostic",
+            f"sigmoid: {SYSTEM} arguments.mask=sigmoid",
+            f"softmax: {SYSTEM} arguments.mask=softmax",
+            f"class-agnostic: {SYSTEM} arguments.mask=agnostic",
         ),
         {"sigmoid": "30.3", "softmax": "24.8", "class-agnostic": "29.7"},
         "table 2b and sec. 4.2, R50-C4",
     ),
     "mask-branch": Ablation(
         "nuclei",
-        ("convolutions: mask-rcnn-small", f"MLP: {RIVALS} arguments.mask=mlp"),
+        ("convolutions: mask-rcnn-small", f"MLP: {SYSTEM} arguments.mask=mlp"),
         {"convolutions": "33.6", "MLP": "31.5"},
         "table 2e, R50-FPN",
     ),
