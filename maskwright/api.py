@@ -41,7 +41,8 @@ from maskwright.recipes.recipe import data_options, read_recipe
 from maskwright.runs.importing import import_weights
 from maskwright.systems import SYSTEMS, Task
 from maskwright.training import train as train_recipe
-from maskwright.training.loop import RECIPE, SPLIT, check_folder
+from maskwright.training.opening import check_folder
+from maskwright.training.run import RECIPE, SPLIT
 from maskwright.training.sources import open_data
 
 __all__ = ["Evaluation", "compare", "evaluate", "import_weights", "load", "predict", "report", "resume", "score", "train"]

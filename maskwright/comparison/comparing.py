@@ -39,9 +39,10 @@ from maskwright.runs.device import machine_line
 from maskwright.runs.progress import shown
 from maskwright.structures import Intensity
 from maskwright.systems import Task, find_builder
-from maskwright.training.loop import METRICS, RECIPE, check_start, new_system
+from maskwright.training.network import check_start, new_system
 from maskwright.training.optimization import set_trainable
 from maskwright.training.proposals import check_proposals
+from maskwright.training.run import METRICS, RECIPE
 from maskwright.training.sources import open_data, split_of
 
 RESULTS, REPORT = "results.json", "report.html"

@@ -8,7 +8,7 @@ from typing import Any
 
 from maskwright.formats.files import read_json, write_json
 from maskwright.recipes import RECIPES, DataOptions, Recipe, find_recipe
-from maskwright.training.loop import seconds_per_epoch
+from maskwright.training.timing import seconds_per_epoch
 
 PLAN = "plan.json"
 CHECKPOINT_STEPS = 100  # of runs that a comparison trains, so that little is lost when it is stopped

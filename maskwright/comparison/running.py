@@ -17,7 +17,7 @@ from maskwright.recipes import Recipe, read_recipe
 from maskwright.runs.device import peak_memory, return_freed_memory
 from maskwright.runs.progress import shown
 from maskwright.training import train
-from maskwright.training.loop import RECIPE, SPLIT
+from maskwright.training.run import RECIPE, SPLIT
 
 TIMED_IMAGES, TURNS = 8, 3
 DONE = "trained.json"  # in the folder of a run that was trained to its end
