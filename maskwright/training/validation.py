@@ -8,7 +8,6 @@ import torch
 
 from maskwright.data.loader import Share, evaluation_batches
 from maskwright.metrics import DetectionMetrics, default_limits, detect, evaluate_detections
-from maskwright.metrics.detection import proposal_limits
 from maskwright.metrics.overlaps import Kind
 from maskwright.recipes import Stage
 from maskwright.runs.device import return_freed_memory
@@ -75,7 +74,7 @@ def _detections(run: Run) -> list[dict[str, Any]]:
 def _scores(run: Run, results: list[dict[str, Any]]) -> list[DetectionMetrics]:
     task, most = run.system.task, run.system.max_detections
     is_agnostic = task == Task.PROPOSALS
-    limits = proposal_limits(most) if is_agnostic else default_limits(most)
+    limits = default_limits(most, of_proposals=is_agnostic)
     metrics = evaluate_detections(run.val, results, kinds=KINDS[task], max_detections=limits, class_agnostic=is_agnostic)
     return list(metrics.values())
 

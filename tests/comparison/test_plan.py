@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from maskwright.comparison.plan import PLAN, Budget, parse_entries, parse_entry, recipes
+from maskwright.comparison.entries import parse_entries, parse_entry
+from maskwright.comparison.plan import PLAN, Budget, recipes
 from maskwright.recipes import DataOptions
 
 
