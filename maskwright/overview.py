@@ -1,6 +1,5 @@
 """What there is: the systems and the recipes, as tables and text for the terminal."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import cast, get_args, get_origin, get_type_hints
 
@@ -9,7 +8,7 @@ import yaml
 from rich.table import Column, Table
 from torch import nn
 
-from maskwright.recipes import RECIPES, Stage, find_recipe
+from maskwright.recipes import RECIPES, Stage, about_family, find_recipe
 from maskwright.runs.checkpoints import all_arguments
 from maskwright.systems import SYSTEMS, find_builder
 
@@ -44,9 +43,9 @@ def system_tables(name: str) -> Iterator[Table | str]:
 
 def recipe_lines() -> Iterator[str]:
     """Every recipe: its name, epochs × images of a step for each stage, and below what to expect."""
-    for name, build in RECIPES.items():
-        lengths = " + ".join(f"{stage.epochs:g} × {stage.batch_size}" for stage in build().stages)
-        yield f"{name}  ({lengths})\n    {_first_line(build)}"
+    for known in RECIPES.values():
+        lengths = " + ".join(f"{stage.epochs:g} × {stage.batch_size}" for stage in known.recipe.stages)
+        yield f"{known.name}  ({lengths})\n    {known.about}"
     yield "(epochs × images of a step); 'maskwright recipes NAME' shows all fields, set them with --set FIELD=VALUE"
 
 
@@ -56,8 +55,7 @@ def recipe_text(name: str) -> str:
     stages = "\n".join(_stage_in_words(stage) for stage in recipe.stages)
     if name not in RECIPES:
         return f"That of the small sizes.\n{stages}\n\n{recipe.to_yaml()}"
-    build = RECIPES[name]
-    return f"{_first_line(build)}\n{stages}\n\n{inspect.getdoc(inspect.getmodule(build))}\n\n{recipe.to_yaml()}"
+    return f"{RECIPES[name].about}\n{stages}\n\n{about_family(name)}\n\n{recipe.to_yaml()}"
 
 
 def _stage_in_words(stage: Stage) -> str:
