@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.comparison import COSTS, rows_of
 from benchmarks.measure import check_sections, report
 from maskwright.comparison import compare
-from maskwright.reports.tables import in_words
+from maskwright.reports.ranking import in_words
 
 PAGE = Path(__file__).parent.parent / "docs" / "mask-rcnn.md"
 NUCLEI = "examples/nuclei/weights.safetensors"

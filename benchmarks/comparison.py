@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.measure import report
 from maskwright.comparison import compare
-from maskwright.reports.tables import Table, in_words
+from maskwright.reports.ranking import Table, in_words
 
 COMMAND = "python -m benchmarks.comparison --data DIR --out compare"
 PAGE = Path(__file__).parent.parent / "docs" / "comparison.md"

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.measure import check_sections, report
-from maskwright.comparison.running import train_run
+from maskwright.comparison.training import train_run
 from maskwright.formats.catalog import images_to_learn_from, open_split
 from maskwright.formats.files import write_json
 from maskwright.recipes import DataOptions, find_recipe

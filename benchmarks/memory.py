@@ -116,7 +116,7 @@ def flatness() -> str:
     recipe = find_recipe("mask-rcnn-small").with_changes(["epochs=5", "workers=2", "evaluate_every=1"])
     recipe = recipe.model_copy(update={"data": DataOptions(path=str(data))})
     levels: list[int] = []
-    usual = loop._report
+    usual = loop.report_epoch
 
     def watched(*arguments: object, **options: object) -> object:
         answer = usual(*arguments, **options)
@@ -125,10 +125,10 @@ def flatness() -> str:
         levels.append(memory() + sum(memory(process=worker) for worker in workers))
         return answer
 
-    loop._report = watched
+    loop.report_epoch = watched
     with tempfile.TemporaryDirectory() as folder:
         train(recipe, Path(folder) / "run", device="cpu", console=Console(file=io.StringIO()))
-    loop._report = usual
+    loop.report_epoch = usual
     text = ", ".join(f"{level / MB:.0f}" for level in levels)
     return (
         f"Five epochs of `mask-rcnn-small` on the 32 images of `examples/nuclei` with two workers hold {text} MB after each "

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from benchmarks.measure import report
 from maskwright.api import evaluate
-from maskwright.comparison.running import costs, train_run
+from maskwright.comparison.costs import costs
+from maskwright.comparison.training import train_run
 from maskwright.formats.catalog import open_split
 from maskwright.inference import load
 from maskwright.recipes import DataOptions, find_recipe

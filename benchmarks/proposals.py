@@ -22,7 +22,7 @@ from rich.console import Console
 from benchmarks.measure import report, seconds
 from maskwright.api import evaluate
 from maskwright.comparison import compare
-from maskwright.comparison.running import costs
+from maskwright.comparison.costs import costs
 from maskwright.data.loader import evaluation_batches
 from maskwright.formats import open_datasets
 from maskwright.inference import Model, load

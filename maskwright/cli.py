@@ -125,16 +125,9 @@ def compare(
 ) -> None:
     """Train systems, score them beside runs and anybody's results, and write one report with what can be told apart."""
     from maskwright.comparison import compare
-    from maskwright.overview import comparison_tables
-    from maskwright.recipes.recipe import data_options
-    from maskwright.reports.tables import in_words
+    from maskwright.reports.ranking import in_words
+    from maskwright.reports.tables import comparison_tables
 
-    options = data_options(
-        path=str(data),
-        images=None if images is None else str(images),
-        val_fraction=val_fraction,
-        classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
-    )
     answer = compare(
         entries,
         data=data,
@@ -142,7 +135,9 @@ def compare(
         minutes=minutes,
         seeds=seeds,
         changes=set_ or [],
-        options=options,
+        images=images,
+        val_fraction=val_fraction,
+        classes=None if classes is None else [name.strip() for name in classes.split(",")],
         max_detections=None if max_detections is None else _limits(max_detections),
         by=by,
         device=device,
@@ -164,7 +159,7 @@ def report(
 ) -> None:
     """Score a run on its validation images and write its report.html: intervals, curves, errors, pictures."""
     from maskwright import api
-    from maskwright.overview import evaluation_tables
+    from maskwright.reports.tables import evaluation_tables
 
     for table in evaluation_tables(api.report(run, data=data, images=images, device=device, console=console)):
         console.print(table)
@@ -193,8 +188,8 @@ def evaluate(
     """Score a run, or anybody's COCO results file, by COCO's protocol."""
     from maskwright import api
     from maskwright.formats.files import write_json
-    from maskwright.overview import evaluation_tables
     from maskwright.recipes.recipe import parse_assignments
+    from maskwright.reports.tables import evaluation_tables
 
     if data is None or (run is None) == (predictions is None):
         raise ValueError("maskwright evaluate needs --data, and either RUN or --predictions results.json")

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from maskwright import api
 from maskwright.formats.catalog import open_split
-from maskwright.overview import metric_tables
 from maskwright.reports import contact_sheet
+from maskwright.reports.tables import metric_tables
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "nuclei"
 SYSTEM = "mask-rcnn-small"

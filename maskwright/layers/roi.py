@@ -49,12 +49,12 @@ def level_of(boxes: Tensor, strides: Sequence[int], *, tolerance: float = 0.0) -
     return wanted.clamp(min(strides), max(strides)).to(torch.int64)
 
 
-class RoiPool(nn.Module):
-    """The greatest feature of each cell, cells rounded to whole features (Fast R-CNN, sec. 2.1), by torchvision.
+class OneMapOperator(nn.Module):
+    """What pools RoIs from a single map.
 
     Args:
         side: cells per side of the grid, S.
-        stride: of the map RoIs are pooled from.
+        stride: of the map.
     """
 
     def __init__(self, side: int, *, stride: int) -> None:
@@ -65,6 +65,10 @@ class RoiPool(nn.Module):
     def extra_repr(self) -> str:
         """Numbers for print(module)."""
         return f"side={self.side}, stride={self.stride}"
+
+
+class RoiPool(OneMapOperator):
+    """The greatest feature of each cell, cells rounded to whole features (Fast R-CNN, sec. 2.1), by torchvision."""
 
     def forward(self, features: Mapping[int, Tensor], rois: Rois) -> Tensor:
         """{stride: (B, C, H_s, W_s)} and R RoIs → float32 (R, C, S, S)."""
@@ -218,27 +222,14 @@ class ByLevel(nn.Module):
         return torch.cat(pooled)[torch.argsort(torch.cat(places))]
 
 
-class RoiWarp(nn.Module):
+class RoiWarp(OneMapOperator):
     """RoI warping (MNC, arXiv 1512.04412, sec. 4): single bilinear samples on a regular grid, then the greatest of 2×2.
 
     Samples begin at the RoI's left and top edge and end one step before the right and bottom one; a feature lies at the corner
     of its cell, and the map goes on for half a cell as it is at its edge. Exact gradients to features and boxes.
-
-    Args:
-        side: cells per side of the grid, S; twice as many samples.
-        stride: of the map RoIs are warped from.
     """
 
     SAMPLES = 2
-
-    def __init__(self, side: int, *, stride: int) -> None:
-        super().__init__()
-        self.side = side
-        self.stride = stride
-
-    def extra_repr(self) -> str:
-        """Numbers for print(module)."""
-        return f"side={self.side}, stride={self.stride}"
 
     def forward(self, features: Mapping[int, Tensor], rois: Rois) -> Tensor:
         """{stride: (B, C, H_s, W_s)} and R RoIs → float32 (R, C, S, S)."""

@@ -11,33 +11,24 @@ from maskwright.data.loader import Batch
 from maskwright.formats.coco_results import to_coco_results
 from maskwright.formats.dataset import Categories, Dataset
 from maskwright.metrics.matching import SIZES, Matches, curves, match
-from maskwright.metrics.overlaps import Kind, measure_overlaps
+from maskwright.metrics.overlaps import Kind, Overlaps, measure_overlaps
 from maskwright.structures import ImageBatch, Instances
 
 COCO_LIMITS = (1, 10, 100)
 """COCO's limits on the detections of an image; the last one counts for AP."""
-
-
 PROPOSAL_LIMITS = (10, 100, 1000)
 """Limits on the proposals of an image (DeepMask, sec. 5.2)."""
-
 KEYPOINT_LIMIT = 20
 """COCO's limit on the people of an image."""
-
-KIND_NAMES: Mapping[Kind, str] = {"bbox": "boxes", "segm": "masks", "boundary": "edges", "keypoints": "keypoints"}
-"""As people call them."""
 KIND_ADJECTIVES: Mapping[Kind, str] = {"bbox": "box", "segm": "mask", "boundary": "boundary", "keypoints": "keypoint"}
 """Before AP."""
 
 
-def default_limits(max_detections: int) -> tuple[int, ...]:
-    """The limits a model is scored with when none are given: COCO's, with its own number of detections as the last."""
+def default_limits(max_detections: int, *, of_proposals: bool = False) -> tuple[int, ...]:
+    """The limits a model is scored with when none are given: COCO's or those of proposals, with its own number as the last."""
+    if of_proposals:
+        return tuple(sorted({limit for limit in PROPOSAL_LIMITS if limit < max_detections} | {max_detections}))
     return tuple(sorted({*COCO_LIMITS[:-1], max_detections}))
-
-
-def proposal_limits(max_detections: int) -> tuple[int, ...]:
-    """The limits proposals are scored with when none are given: the field's, with a system's own number as the last."""
-    return tuple(sorted({limit for limit in PROPOSAL_LIMITS if limit < max_detections} | {max_detections}))
 
 
 def percent(value: float) -> str:
@@ -111,9 +102,7 @@ def evaluate_detections(
     Raises:
         ValueError: results without the boxes or masks asked for.
     """
-    limits = check_limits(max_detections)
-    check_fields(results, kinds)
-    overlaps = measure_overlaps(dataset, results, kinds)
+    limits, overlaps = measure(dataset, results, kinds, max_detections)
     names = () if class_agnostic else dataset.categories.names
     answer = {}
     for kind in kinds:
@@ -121,6 +110,19 @@ def evaluate_detections(
         matches = match(overlaps, kind, max_detections=own[-1], class_agnostic=class_agnostic)
         answer[kind] = metrics_of(matches, names, own)
     return answer
+
+
+def measure(
+    dataset: Dataset, results: Sequence[dict[str, Any]], kinds: Sequence[Kind], max_detections: Sequence[int]
+) -> tuple[tuple[int, ...], Overlaps]:
+    """Limits, ascending, and how detections overlap the truth, once it is certain that they can be scored.
+
+    Raises:
+        ValueError: something that is no limit, or results without the boxes or masks asked for.
+    """
+    limits = check_limits(max_detections)
+    check_fields(results, kinds)
+    return limits, measure_overlaps(dataset, results, kinds)
 
 
 def check_limits(max_detections: Sequence[int]) -> tuple[int, ...]:

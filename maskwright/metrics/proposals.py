@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from maskwright.formats.dataset import Dataset
-from maskwright.metrics.detection import check_fields, check_limits
+from maskwright.metrics.detection import measure
 from maskwright.metrics.matching import SIZES, THRESHOLDS, Matches, match
-from maskwright.metrics.overlaps import Floats, Kind, Overlaps, measure_overlaps
+from maskwright.metrics.overlaps import Floats, Kind, Overlaps
 
 COUNTS = tuple(sorted({round(10 ** (i / 10)) for i in range(31)}))
 """Numbers of proposals at which recall is drawn: ten to a decade, from 1 to 1000."""
@@ -62,9 +62,7 @@ def evaluate_proposals(
     Raises:
         ValueError: results without the boxes or masks asked for.
     """
-    limits = check_limits(max_detections)
-    check_fields(results, kinds)
-    overlaps = measure_overlaps(dataset, results, kinds)
+    limits, overlaps = measure(dataset, results, kinds, max_detections)
     return {
         kind: proposal_metrics(match(overlaps, kind, max_detections=limits[-1], class_agnostic=True), limits) for kind in kinds
     }

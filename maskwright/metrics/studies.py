@@ -1,4 +1,9 @@
-"""Everything a report says of one set of detections: metrics, their resamples, curves, errors, and quality image by image."""
+"""Everything a report says of one set of answers: metrics, their resamples, curves, and quality image by image.
+
+Detections are studied by precision and recall, with what each kind of error costs; proposals by recall alone.
+
+Legend: B resamples, each a set of weights of the images.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from maskwright.formats.dataset import Dataset
-from maskwright.metrics.detection import DetectionMetrics, check_fields, check_limits, limits_of, metrics_of
+from maskwright.metrics.detection import DetectionMetrics, limits_of, measure, metrics_of
 from maskwright.metrics.errors import error_costs
-from maskwright.metrics.matching import Matches, curves, match
-from maskwright.metrics.overlaps import Floats, Kind, measure_overlaps
-from maskwright.metrics.proposals import ProposalMetrics
+from maskwright.metrics.matching import SIZES, THRESHOLDS, Matches, curves, match
+from maskwright.metrics.overlaps import Floats, Kind, Overlaps, Truth
+from maskwright.metrics.proposals import COUNTS, ProposalMetrics, best_overlaps, proposal_metrics
 
 SHOWN_IOUS = {"0.50": 0, "0.75": 5}
 """Thresholds whose precision-recall curves are shown, and their places."""
@@ -88,9 +93,7 @@ def study(
         max_detections: limits on the detections of an image and class; the last counts for AP.
         weights: how often each image counts in each resample, (B, images), images in the order of their ids.
     """
-    limits = check_limits(max_detections)
-    check_fields(results, kinds)
-    overlaps = measure_overlaps(dataset, results, kinds)
+    limits, overlaps = measure(dataset, results, kinds, max_detections)
     names = () if class_agnostic else dataset.categories.names
     kind = decisive_kind(kinds)
     metrics: dict[Kind, DetectionMetrics] = {}
@@ -118,12 +121,46 @@ def study(
     )
 
 
-def _values(metrics: dict[Kind, DetectionMetrics], kind: Kind) -> dict[str, float]:
-    m = metrics[kind]
-    found = {name: getattr(m, name) for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")}
-    found["ar"] = m.ar[-1]
-    found |= {OTHERS[k]: m.ap for k, m in metrics.items() if k != kind}
-    return {name: value if value >= 0 else float("nan") for name, value in found.items()}
+def study_proposals(
+    dataset: Dataset,
+    results: Sequence[dict[str, Any]],
+    *,
+    kinds: Sequence[Kind],
+    max_detections: Sequence[int],
+    weights: npt.NDArray[np.float32],
+) -> Study:
+    """Look at proposals from all sides, whatever classes they were given.
+
+    Args:
+        kinds: of overlap, "bbox" or "segm" or both; masks decide.
+        max_detections: limits on the proposals of an image.
+        weights: how often each image counts in each resample, (B, images), images in the order of their ids.
+    """
+    limits, overlaps = measure(dataset, results, kinds, max_detections)
+    kind = decisive_kind(kinds)
+    metrics: dict[Kind, DetectionMetrics] = {}
+    proposals: dict[Kind, ProposalMetrics] = {}
+    resampled: dict[str, Floats] = {}
+    for each in kinds:
+        matches = match(overlaps, each, max_detections=limits[-1], class_agnostic=True)
+        metrics[each] = metrics_of(matches, (), limits)
+        proposals[each] = proposal_metrics(matches, limits)
+        if each == kind:
+            resampled |= _recalls_resampled(matches, weights, limits)
+        else:
+            resampled["box_ar"] = _recall_resampled(matches, "all", limits[-1], weights)
+    return Study(
+        kind=kind,
+        metrics=metrics,
+        values=_recalls(proposals, kind, limits),
+        resampled=resampled,
+        precision={},
+        recall=np.array(proposals[kind].recall[-1]),
+        errors={},
+        threshold=0.0,
+        quality=_reach(overlaps, kind),
+        proposals=proposals,
+    )
 
 
 def decisive_kind(kinds: Sequence[Kind]) -> Kind:
@@ -131,13 +168,64 @@ def decisive_kind(kinds: Sequence[Kind]) -> Kind:
     return next(kind for kind in ("keypoints", "segm", "bbox") if kind in kinds)
 
 
+# Values and their resamples, by the names in `AVERAGES`
+
+
+def _values(metrics: Mapping[Kind, DetectionMetrics], kind: Kind) -> dict[str, float]:
+    m = metrics[kind]
+    found = {name: getattr(m, name) for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")}
+    found["ar"] = m.ar[-1]
+    found |= {OTHERS[k]: m.ap for k, m in metrics.items() if k != kind}
+    return _known(found)
+
+
+def _recalls(proposals: Mapping[Kind, ProposalMetrics], kind: Kind, limits: Sequence[int]) -> dict[str, float]:
+    m = proposals[kind]
+    found = {name: m.ar["all"][list(limits).index(n)] for name, n in _named(limits).items()}
+    found |= {f"ar_{size}": m.ar[size][-1] for size in ("small", "medium", "large")}
+    found["auc"] = m.auc["all"]
+    if kind != "bbox" and "bbox" in proposals:
+        found["box_ar"] = proposals["bbox"].ar["all"][-1]
+    return _known(found)
+
+
+def _known(values: Mapping[str, float]) -> dict[str, float]:
+    """With nan in place of the -1 of what does not exist."""
+    return {name: value if value >= 0 else float("nan") for name, value in values.items()}
+
+
 def _resampled(matches: Matches, weights: npt.NDArray[np.float32]) -> dict[str, Floats]:
-    """All averages of one kind on the images of each resample."""
+    """All averages of one kind on the images of each resample, (B,) each."""
     everything = curves(matches, weights=weights, full=False)
     answer = {"ap": _mean(everything.ap), "ap50": _mean(everything.ap[:, 0]), "ap75": _mean(everything.ap[:, 5])}
     for size in ("small", "medium", "large"):
         answer[f"ap_{size}"] = _mean(curves(matches, size, weights=weights, full=False).ap)
     return {**answer, "ar": _mean(everything.recall)}
+
+
+def _recalls_resampled(matches: Matches, weights: npt.NDArray[np.float32], limits: Sequence[int]) -> dict[str, Floats]:
+    """All recalls of one kind on the images of each resample, (B,) each."""
+    answer = {name: _recall_resampled(matches, "all", n, weights) for name, n in _named(limits).items()}
+    answer |= {f"ar_{size}": _recall_resampled(matches, size, limits[-1], weights) for size in ("small", "medium", "large")}
+    logs = np.log10(COUNTS)
+    curve = np.stack([_recall_resampled(matches, "all", n, weights) for n in COUNTS], axis=1)  # (B, counts)
+    return {**answer, "auc": np.trapezoid(curve, logs, axis=1) / logs[-1]}
+
+
+def _named(limits: Sequence[int]) -> dict[str, int]:
+    """Limits on proposals that have a name of their own, and the last, by name."""
+    return {name: n for name, n in (("ar10", 10), ("ar100", 100)) if n in limits[:-1]} | {"ar": limits[-1]}
+
+
+def _recall_resampled(matches: Matches, size: str, limit: int, weights: npt.NDArray[np.float32]) -> Floats:
+    """AR of so many proposals of an image, for objects of a size, on the images of each resample, (B,)."""
+    area, truth = list(SIZES).index(size), matches.overlaps.truth
+    hits = (matches.object[area] >= 0) & ~matches.ignored[area] & (matches.kept & (matches.rank < limit))
+    image = np.broadcast_to(matches.overlaps.image, hits.shape)[hits]
+    found = np.bincount(image, minlength=truth.num_images) / len(THRESHOLDS)
+    objects = np.bincount(truth.image[~matches.truth_ignored[area]], minlength=truth.num_images)
+    total = weights.astype(np.float64) @ objects
+    return np.where(total > 0, weights.astype(np.float64) @ found / np.maximum(total, 1), np.nan)
 
 
 def _mean(values: Floats) -> Floats:
@@ -146,6 +234,9 @@ def _mean(values: Floats) -> Floats:
     there = ~np.isnan(flat)
     count = there.sum(axis=1)
     return np.where(count > 0, np.where(there, flat, 0.0).sum(axis=1) / np.maximum(count, 1), np.nan)
+
+
+# Images
 
 
 def _balanced(matches: Matches) -> tuple[float, npt.NDArray[np.bool_]]:
@@ -174,5 +265,18 @@ def _quality(matches: Matches, chosen: npt.NDArray[np.bool_]) -> dict[int, float
     answers = np.bincount(overlaps.image[chosen], minlength=truth.num_images)
     objects = np.bincount(truth.image[~matches.truth_ignored[0]], minlength=truth.num_images)
     both = (answers + objects) / 2  # found + half of the missed and of the false ones
-    quality = np.where(both > 0, shared / np.maximum(both, 0.5), 1.0)
+    return _by_image(truth, np.where(both > 0, shared / np.maximum(both, 0.5), 1.0))
+
+
+def _reach(overlaps: Overlaps, kind: Kind) -> dict[int, float]:
+    """How well the objects of each image can be had: the mean of their highest IoUs; 1 where there are none."""
+    truth = overlaps.truth
+    best, needed = best_overlaps(overlaps, kind)[0], ~truth.is_crowd
+    total = np.bincount(truth.image[needed], best[needed], minlength=truth.num_images)
+    count = np.bincount(truth.image[needed], minlength=truth.num_images)
+    return _by_image(truth, np.where(count > 0, total / np.maximum(count, 1), 1.0))
+
+
+def _by_image(truth: Truth, quality: Floats) -> dict[int, float]:
+    """Of each image, by its id."""
     return dict(zip(truth.image_ids.tolist(), quality.tolist(), strict=True))

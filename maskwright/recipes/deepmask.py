@@ -14,6 +14,7 @@ Small sizes: from scratch, scales chosen by the sizes of the training objects.
     maskwright train sharpmask-small --data nuclei --out runs/sharpmask-nuclei
 """
 
+from maskwright.recipes.known import SMALL_OPTIMIZER, KnownRecipe, paper
 from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, PatchOptions, Recipe, ScheduleOptions, Stage
 from maskwright.structures import PatchKind
 
@@ -46,51 +47,51 @@ REFINEMENT_STAGE = Stage(
 """The refinement alone: 0.001, 0.0005 from the 51st epoch, 0.0001 from the 81st; neither momentum nor decay (the code)."""
 
 
-def deepmask_r50() -> Recipe:
-    """DeepMask, R50: expect mask AR@10, 100, 1000 of 14.4, 25.8, 33.1 (SharpMask, table 3)."""
-    return Recipe(system="deepmask-r50", stages=(DEEPMASK_STAGE,), ema_decay=0.0, workers=4, evaluate_every=10)
-
-
-def deepmask_vgg() -> Recipe:
-    """DeepMask, VGG-A: expect mask AR@10, 100, 1000 of 12.6, 24.5, 33.1 (DeepMask, table 1)."""
-    return Recipe(system="deepmask-vgg", stages=(DEEPMASK_STAGE,), ema_decay=0.0, workers=4, evaluate_every=10)
-
-
-def sharpmask_r50() -> Recipe:
-    """SharpMask, R50, in two stages: expect mask AR@10, 100, 1000 of 15.6, 27.6, 35.5 (SharpMask, table 3)."""
-    first = DEEPMASK_STAGE.model_copy(update={"frozen": REFINEMENT, "is_scored": False})
-    return Recipe(system="sharpmask-r50", stages=(first, REFINEMENT_STAGE), ema_decay=0.0, workers=4, evaluate_every=10)
-
-
 _SMALL = Stage(
     epochs=30,
     batch_size=32,
-    optimizer=OptimizerOptions(
-        kind="adamw", lr=1e-3, weight_decay=0.05, bias_weight_decay=0.0, norm_weight_decay=0.0, clip_norm=5.0
-    ),
+    optimizer=SMALL_OPTIMIZER.model_copy(update={"lr": 1e-3}),
     schedule=ScheduleOptions(kind="cosine", warmup_steps=100),
     augment=AugmentOptions(color=0.2),
     patches=PatchOptions(kinds=MASKS_AND_SCORES, batches_per_epoch=50),
 )
 
 
-def deepmask_small() -> Recipe:
-    """DeepMask, small."""
-    return Recipe(
-        system="deepmask-small", stages=(_SMALL,), octaves_from_data=True, ema_decay=0.998, evaluate_every=10, workers=1
-    )
+def _first(stage: Stage) -> Stage:
+    """DeepMask, on which a refinement is to be learnt."""
+    return stage.model_copy(update={"frozen": REFINEMENT, "is_scored": False})
 
 
-def sharpmask_small() -> Recipe:
-    """SharpMask, small, in two stages."""
-    first = _SMALL.model_copy(update={"frozen": REFINEMENT, "is_scored": False})
-    patches = PatchOptions(kinds=REFINED, batches_per_epoch=50)
-    second = _SMALL.model_copy(update={"epochs": 10.0, "patches": patches, "frozen": DEEPMASK_PARTS})
-    return Recipe(
-        system="sharpmask-small",
-        stages=(first, second),
-        octaves_from_data=True,
-        ema_decay=0.998,
+_SMALL_REFINEMENT = _SMALL.model_copy(
+    update={"epochs": 10.0, "patches": PatchOptions(kinds=REFINED, batches_per_epoch=50), "frozen": DEEPMASK_PARTS}
+)
+
+
+def _small(system: str, about: str, *stages: Stage) -> KnownRecipe:
+    recipe = Recipe(system=system, stages=stages, octaves_from_data=True, ema_decay=0.998, evaluate_every=10, workers=1)
+    return KnownRecipe(system, about, recipe)
+
+
+RECIPES = (
+    paper(
+        "deepmask-r50",
+        "DeepMask, R50: expect mask AR@10, 100, 1000 of 14.4, 25.8, 33.1 (SharpMask, table 3).",
+        DEEPMASK_STAGE,
         evaluate_every=10,
-        workers=1,
-    )
+    ),
+    paper(
+        "deepmask-vgg",
+        "DeepMask, VGG-A: expect mask AR@10, 100, 1000 of 12.6, 24.5, 33.1 (DeepMask, table 1).",
+        DEEPMASK_STAGE,
+        evaluate_every=10,
+    ),
+    paper(
+        "sharpmask-r50",
+        "SharpMask, R50, in two stages: expect mask AR@10, 100, 1000 of 15.6, 27.6, 35.5 (SharpMask, table 3).",
+        _first(DEEPMASK_STAGE),
+        REFINEMENT_STAGE,
+        evaluate_every=10,
+    ),
+    _small("deepmask-small", "DeepMask, small.", _SMALL),
+    _small("sharpmask-small", "SharpMask, small, in two stages.", _first(_SMALL), _SMALL_REFINEMENT),
+)

@@ -19,8 +19,8 @@ Cost and result of this recipe: not measured; of 400 steps of it, see benchmarks
 """
 
 from maskwright.recipes.fcos import SGD_1X
-from maskwright.recipes.recipe import AugmentOptions, Recipe, Stage
-from maskwright.recipes.small import small_recipe
+from maskwright.recipes.known import paper, small
+from maskwright.recipes.recipe import AugmentOptions
 
 _DROPS_3X = (210 / 270, 250 / 270)
 _SGD_3X = SGD_1X.model_copy(
@@ -36,60 +36,30 @@ _FUSED_3X = _FUSED_1X.model_copy(
 )
 
 
-def _paper(system: str, stage: Stage) -> Recipe:
-    return Recipe(system=system, stages=(stage,), ema_decay=0.0, workers=4)
-
-
-def embedmask_r50() -> Recipe:
-    """EmbedMask (V3), R50, 1x."""
-    return _paper("embedmask-r50", SGD_1X)
-
-
-def embedmask_r101() -> Recipe:
-    """EmbedMask (V3), R101, 3x."""
-    return _paper("embedmask-r101", _SGD_3X)
-
-
-def embedmask_r50_arxiv() -> Recipe:
-    """EmbedMask (V1), R50, 1x."""
-    return _paper("embedmask-r50-arxiv", SGD_1X)
-
-
-def embedmask_r101_arxiv() -> Recipe:
-    """EmbedMask (V1), R101, 3x: expect mask AP 37.7 on test-dev (paperswithcode; 3x is inferred)."""
-    return _paper("embedmask-r101-arxiv", _SGD_3X)
-
-
-def embedmask_r50_scalar() -> Recipe:
-    """EmbedMask (V2), R50, 1x: expect mask AP 34.7 on test-dev (the authors' repository)."""
-    return _paper("embedmask-r50-scalar", SGD_1X)
-
-
-def embedmask_r101_scalar() -> Recipe:
-    """EmbedMask (V2), R101, 3x: expect mask AP 38.1 on test-dev (the authors' repository)."""
-    return _paper("embedmask-r101-scalar", _SGD_3X)
-
-
-def embedmask_r50_fused() -> Recipe:
-    """EmbedMask (V4), R50, 1x: expect box AP 39.9, mask AP 36.2 (the author's repository)."""
-    return _paper("embedmask-r50-fused", _FUSED_1X)
-
-
-def embedmask_r101_fused() -> Recipe:
-    """EmbedMask (V4), R101, 3x: expect box AP 44.2, mask AP 39.5 (the author's repository)."""
-    return _paper("embedmask-r101-fused", _FUSED_3X)
-
-
-def embedmask_small() -> Recipe:
-    """EmbedMask (V3), small."""
-    return small_recipe("embedmask-small")
-
-
-def embedmask_arxiv_small() -> Recipe:
-    """EmbedMask (V1), small."""
-    return small_recipe("embedmask-arxiv-small")
-
-
-def embedmask_fused_small() -> Recipe:
-    """EmbedMask (V4), small."""
-    return small_recipe("embedmask-fused-small")
+RECIPES = (
+    paper("embedmask-r50", "EmbedMask (V3), R50, 1x.", SGD_1X),
+    paper("embedmask-r50-arxiv", "EmbedMask (V1), R50, 1x.", SGD_1X),
+    paper(
+        "embedmask-r50-scalar", "EmbedMask (V2), R50, 1x: expect mask AP 34.7 on test-dev (the authors' repository).", SGD_1X
+    ),
+    paper("embedmask-r101", "EmbedMask (V3), R101, 3x.", _SGD_3X),
+    paper(
+        "embedmask-r101-arxiv",
+        "EmbedMask (V1), R101, 3x: expect mask AP 37.7 on test-dev (paperswithcode; 3x is inferred).",
+        _SGD_3X,
+    ),
+    paper(
+        "embedmask-r101-scalar", "EmbedMask (V2), R101, 3x: expect mask AP 38.1 on test-dev (the authors' repository).", _SGD_3X
+    ),
+    paper(
+        "embedmask-r50-fused", "EmbedMask (V4), R50, 1x: expect box AP 39.9, mask AP 36.2 (the author's repository).", _FUSED_1X
+    ),
+    paper(
+        "embedmask-r101-fused",
+        "EmbedMask (V4), R101, 3x: expect box AP 44.2, mask AP 39.5 (the author's repository).",
+        _FUSED_3X,
+    ),
+    small("embedmask-small", "EmbedMask (V3), small."),
+    small("embedmask-arxiv-small", "EmbedMask (V1), small."),
+    small("embedmask-fused-small", "EmbedMask (V4), small."),
+)

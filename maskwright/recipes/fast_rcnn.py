@@ -15,8 +15,8 @@ Small sizes: as the other small systems.
     maskwright train fast-rcnn-small --data nuclei --set proposals=runs/sharpmask-nuclei --out runs/fast-nuclei
 """
 
-from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, Recipe, ScheduleOptions, Stage
-from maskwright.recipes.small import small_recipe
+from maskwright.recipes.known import paper, small
+from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, ScheduleOptions, Stage
 
 _FROZEN_VGG = tuple(f"features.network.features_{i}." for i in (0, 2, 5, 7))  # up to conv2_2 (Fast R-CNN, sec. 4.5)
 
@@ -53,26 +53,18 @@ _FAST_RCNN_FPN = Stage(
 """Faster R-CNN's schedule of detectron2, as there is none for it on others' proposals."""
 
 
-def fast_rcnn_vgg16() -> Recipe:
-    """Fast R-CNN, VGG-16: expect AP50 69.9 on VOC 2007 with 500 of DeepMask's proposals (DeepMask, table 3)."""
-    return Recipe(system="fast-rcnn-vgg16", stages=(_FAST_RCNN,), ema_decay=0.0, workers=4)
-
-
-def fast_rcnn_r50_fpn() -> Recipe:
-    """Fast R-CNN, R50-FPN: no result with these proposals is known to us."""
-    return Recipe(system="fast-rcnn-r50-fpn", stages=(_FAST_RCNN_FPN,), ema_decay=0.0, workers=4)
-
-
-def multipath_vgg16() -> Recipe:
-    """MultiPathNet, VGG-16: expect box AP 27.9 with DeepMask's proposals (MultiPath, its ablation with all three parts)."""
-    return Recipe(system="multipath-vgg16", stages=(_MULTIPATH,), ema_decay=0.0, workers=4)
-
-
-def fast_rcnn_small() -> Recipe:
-    """Fast R-CNN, small."""
-    return small_recipe("fast-rcnn-small")
-
-
-def multipath_small() -> Recipe:
-    """MultiPathNet, small."""
-    return small_recipe("multipath-small")
+RECIPES = (
+    paper(
+        "fast-rcnn-vgg16",
+        "Fast R-CNN, VGG-16: expect AP50 69.9 on VOC 2007 with 500 of DeepMask's proposals (DeepMask, table 3).",
+        _FAST_RCNN,
+    ),
+    paper("fast-rcnn-r50-fpn", "Fast R-CNN, R50-FPN: no result with these proposals is known to us.", _FAST_RCNN_FPN),
+    paper(
+        "multipath-vgg16",
+        "MultiPathNet, VGG-16: expect box AP 27.9 with DeepMask's proposals (MultiPath, its ablation with all three parts).",
+        _MULTIPATH,
+    ),
+    small("fast-rcnn-small", "Fast R-CNN, small."),
+    small("multipath-small", "MultiPathNet, small."),
+)

@@ -13,8 +13,8 @@ Small size: as the other small systems.
     maskwright train fcos-small --data nuclei --out runs/fcos-nuclei
 """
 
-from maskwright.recipes.recipe import OptimizerOptions, Recipe, ScheduleOptions, Stage
-from maskwright.recipes.small import small_recipe
+from maskwright.recipes.known import paper, small
+from maskwright.recipes.recipe import OptimizerOptions, ScheduleOptions, Stage
 
 SGD_1X = Stage(
     epochs=12,
@@ -45,16 +45,10 @@ _TORCHVISION = SGD_1X.model_copy(
 )
 
 
-def fcos_r50() -> Recipe:
-    """FCOS, R50, 1x: expect box AP 38.7 (the authors' repository)."""
-    return Recipe(system="fcos-r50", stages=(SGD_1X,), ema_decay=0.0, workers=4)
-
-
-def fcos_r50_torchvision() -> Recipe:
-    """FCOS, R50, with torchvision's parts and schedule: its own reaches box AP 39.2."""
-    return Recipe(system="fcos-r50-torchvision", stages=(_TORCHVISION,), ema_decay=0.0, workers=4)
-
-
-def fcos_small() -> Recipe:
-    """FCOS, small."""
-    return small_recipe("fcos-small")
+RECIPES = (
+    paper("fcos-r50", "FCOS, R50, 1x: expect box AP 38.7 (the authors' repository).", SGD_1X),
+    paper(
+        "fcos-r50-torchvision", "FCOS, R50, with torchvision's parts and schedule: its own reaches box AP 39.2.", _TORCHVISION
+    ),
+    small("fcos-small", "FCOS, small."),
+)

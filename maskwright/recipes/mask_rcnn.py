@@ -32,10 +32,8 @@ Small sizes: from scratch, for data sets of hundreds of images.
 30 epochs of mask-rcnn-small on 531 images took 93 minutes of two cores.
 """
 
-from typing import Any, Literal
-
-from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, Recipe, ScheduleOptions, Stage
-from maskwright.recipes.small import small_recipe
+from maskwright.recipes.known import Training, small
+from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, ScheduleOptions, Stage
 
 _SGD_1X = Stage(
     epochs=12,
@@ -119,228 +117,160 @@ _DETECTRON = _SGD_1X.model_copy(
 """Detectron's of ResNeXt: an image on each of eight GPUs, for as many epochs, at one scale."""
 
 
-def _paper(system: str, stage: Stage, *, train_on: Literal["objects", "keypoints"] = "objects", **arguments: Any) -> Recipe:
-    return Recipe(system=system, stages=(stage,), ema_decay=0.0, workers=4, train_on=train_on, arguments=arguments)
-
-
-def faster_rcnn_r50_fpn() -> Recipe:
-    """Faster R-CNN, R50-FPN, 1x: expect box AP 37.9 (detectron2 model zoo)."""
-    return _paper("faster-rcnn-r50-fpn", _SGD_1X)
-
-
-def faster_rcnn_r50_fpn_3x() -> Recipe:
-    """Faster R-CNN, R50-FPN, 3x: expect box AP 40.2 (detectron2 model zoo)."""
-    return _paper("faster-rcnn-r50-fpn", _SGD_3X)
-
-
-def faster_rcnn_r101_fpn() -> Recipe:
-    """Faster R-CNN, R101-FPN, 3x: expect box AP 42.0 (detectron2 model zoo)."""
-    return _paper("faster-rcnn-r101-fpn", _SGD_3X)
-
-
-def faster_rcnn_x101_fpn() -> Recipe:
-    """Faster R-CNN, X101-32×8d-FPN, 3x: expect box AP 43.0 (detectron2 model zoo)."""
-    return _paper("faster-rcnn-x101-fpn", _SGD_3X)
-
-
-def mask_rcnn_r50_fpn() -> Recipe:
-    """Mask R-CNN, R50-FPN, 1x: expect box AP 38.6, mask AP 35.2 (detectron2 model zoo)."""
-    return _paper("mask-rcnn-r50-fpn", _SGD_1X)
-
-
-def mask_rcnn_r50_fpn_3x() -> Recipe:
-    """Mask R-CNN, R50-FPN, 3x: expect box AP 41.0, mask AP 37.2 (detectron2 model zoo)."""
-    return _paper("mask-rcnn-r50-fpn", _SGD_3X)
-
-
-def mask_rcnn_r50_fpn_paper() -> Recipe:
-    """Mask R-CNN, R50-FPN, 160,000 steps: expect mask AP 33.6 (Mask R-CNN, table 2a)."""
-    return _paper("mask-rcnn-r50-fpn", _PAPER)
-
-
-def mask_rcnn_r50_fpn_cityscapes() -> Recipe:
-    """Mask R-CNN, R50-FPN, Cityscapes: expect its benchmark's AP 31.5 on val (Mask R-CNN, table 7), 36.4 from COCO."""
-    return _paper("mask-rcnn-r50-fpn", _CITYSCAPES, short_px=1024, long_px=2048)
-
-
-def mask_rcnn_r50_fpn_cityscapes_from_coco() -> Recipe:
-    """The same from a run on COCO, with --init RUN; what knows riders starts anew: expect AP 36.4 on val (table 7)."""
-    return _paper("mask-rcnn-r50-fpn", _FROM_COCO, short_px=1024, long_px=2048)
-
-
-def mask_rcnn_r101_fpn() -> Recipe:
-    """Mask R-CNN, R101-FPN, 3x: expect box AP 42.9, mask AP 38.6 (detectron2 model zoo)."""
-    return _paper("mask-rcnn-r101-fpn", _SGD_3X)
-
-
-def mask_rcnn_r101_fpn_paper() -> Recipe:
-    """Mask R-CNN, R101-FPN, 160,000 steps: expect mask AP 35.4 (Mask R-CNN, table 2a)."""
-    return _paper("mask-rcnn-r101-fpn", _PAPER)
-
-
-def mask_rcnn_x101_fpn() -> Recipe:
-    """Mask R-CNN, X101-32×8d-FPN, 3x: expect box AP 44.3, mask AP 39.5 (detectron2 model zoo)."""
-    return _paper("mask-rcnn-x101-fpn", _SGD_3X)
-
-
-def mask_rcnn_x101_64x4d_fpn() -> Recipe:
-    """Mask R-CNN, X101-64×4d-FPN, 1x: expect box AP 42.4, mask AP 37.5 (Detectron's model zoo)."""
-    return _paper("mask-rcnn-x101-64x4d-fpn", _DETECTRON)
-
-
-def mask_rcnn_x101_64x4d_fpn_paper() -> Recipe:
-    """Mask R-CNN, X101-64×4d-FPN, 160,000 steps of 8: expect mask AP 36.7 (Mask R-CNN, table 2a)."""
-    return _paper("mask-rcnn-x101-64x4d-fpn", _PAPER_RESNEXT)
-
-
-def mask_rcnn_rivals_r50_fpn() -> Recipe:
-    """Mask R-CNN, R50-FPN, 160,000 steps: expect mask AP 33.6, with an MLP for the mask 31.5 (Mask R-CNN, table 2e)."""
-    return _paper("mask-rcnn-rivals-r50-fpn", _PAPER)
-
-
-def mask_rcnn_rivals_r50_c4() -> Recipe:
-    """Mask R-CNN, R50-C4: expect mask AP 30.3; RoIWarp 27.1, RoIPool 26.9; softmax 24.8, agnostic 29.7 (tables 2b, 2c)."""
-    return _paper("mask-rcnn-rivals-r50-c4", _PAPER)
-
-
-def mask_rcnn_rivals_r50_c5() -> Recipe:
-    """Mask R-CNN, R50-C5, one map of stride 32: expect mask AP 30.9, with RoIPool 23.6 (Mask R-CNN, table 2d)."""
-    return _paper("mask-rcnn-rivals-r50-c5", _PAPER)
-
-
-def faster_rcnn_r50_fpn_torchvision() -> Recipe:
-    """Faster R-CNN, R50-FPN, with torchvision's parts and schedule: its own reaches box AP 37.0."""
-    return _paper("faster-rcnn-r50-fpn-torchvision", _TORCHVISION)
-
-
-def mask_rcnn_r50_fpn_torchvision() -> Recipe:
-    """Mask R-CNN, R50-FPN, with torchvision's parts and schedule: its own reaches box AP 37.9, mask AP 34.6."""
-    return _paper("mask-rcnn-r50-fpn-torchvision", _TORCHVISION)
-
-
-def faster_rcnn_r50_fpn_torchvision_v2() -> Recipe:
-    """Faster R-CNN, R50-FPN, with the parts of torchvision's second version: its own, trained longer, reaches box AP 46.7."""
-    return _paper("faster-rcnn-r50-fpn-torchvision-v2", _TORCHVISION)
-
-
-def mask_rcnn_r50_fpn_torchvision_v2() -> Recipe:
-    """Mask R-CNN, R50-FPN, likewise: its own, trained longer, reaches box AP 47.4, mask AP 41.8."""
-    return _paper("mask-rcnn-r50-fpn-torchvision-v2", _TORCHVISION)
-
-
-def keypoint_rcnn_r50_fpn_torchvision() -> Recipe:
-    """Keypoint R-CNN, R50-FPN, with torchvision's parts, 46 epochs: its own reaches box AP 54.6, keypoint AP 65.0."""
-    drops = {"drops": (36 / 46, 43 / 46)}
-    longer = {"epochs": 46.0, "schedule": _TORCHVISION.schedule.model_copy(update=drops)}
-    stage = _TORCHVISION.model_copy(update={**longer, "augment": _SGD_1X.augment})
-    return _paper("keypoint-rcnn-r50-fpn-torchvision", stage, train_on="keypoints")
-
-
-def faster_rcnn_r50_c4() -> Recipe:
-    """Faster R-CNN, R50-C4, 1x: expect box AP 35.7 (detectron2 model zoo)."""
-    return _paper("faster-rcnn-r50-c4", _SGD_1X)
-
-
-def faster_rcnn_r101_c4() -> Recipe:
-    """Faster R-CNN, R101-C4, 3x: expect box AP 41.1 (detectron2 model zoo)."""
-    return _paper("faster-rcnn-r101-c4", _SGD_3X)
-
-
-def faster_rcnn_r50_dc5() -> Recipe:
-    """Faster R-CNN, R50-DC5, 1x: expect box AP 37.3 (detectron2 model zoo)."""
-    return _paper("faster-rcnn-r50-dc5", _SGD_1X)
-
-
-def faster_rcnn_r101_dc5() -> Recipe:
-    """Faster R-CNN, R101-DC5, 3x: expect box AP 40.6 (detectron2 model zoo)."""
-    return _paper("faster-rcnn-r101-dc5", _SGD_3X)
-
-
-def mask_rcnn_r50_c4() -> Recipe:
-    """Mask R-CNN, R50-C4, 1x: expect box AP 36.8, mask AP 32.2 (detectron2 model zoo)."""
-    return _paper("mask-rcnn-r50-c4", _SGD_1X)
-
-
-def mask_rcnn_r50_c4_paper() -> Recipe:
-    """Mask R-CNN, R50-C4, 160,000 steps, 64 RoIs of 7×7 cells: expect mask AP 30.3 (Mask R-CNN, table 2a)."""
-    return _paper("mask-rcnn-r50-c4", _PAPER, roi_side=7, per_image=64, num_proposals=300)
-
-
-def mask_rcnn_r101_c4() -> Recipe:
-    """Mask R-CNN, R101-C4, 3x: expect box AP 42.6, mask AP 36.7 (detectron2 model zoo)."""
-    return _paper("mask-rcnn-r101-c4", _SGD_3X)
-
-
-def mask_rcnn_r101_c4_paper() -> Recipe:
-    """Mask R-CNN, R101-C4, 160,000 steps, 64 RoIs of 7×7 cells: expect mask AP 32.7 (Mask R-CNN, table 2a)."""
-    return _paper("mask-rcnn-r101-c4", _PAPER, roi_side=7, per_image=64, num_proposals=300)
-
-
-def mask_rcnn_r50_dc5() -> Recipe:
-    """Mask R-CNN, R50-DC5, 1x: expect box AP 38.3, mask AP 34.2 (detectron2 model zoo)."""
-    return _paper("mask-rcnn-r50-dc5", _SGD_1X)
-
-
-def mask_rcnn_r101_dc5() -> Recipe:
-    """Mask R-CNN, R101-DC5, 3x: expect box AP 41.9, mask AP 37.3 (detectron2 model zoo)."""
-    return _paper("mask-rcnn-r101-dc5", _SGD_3X)
-
-
-def keypoint_rcnn_r50_fpn() -> Recipe:
-    """Keypoint R-CNN, R50-FPN, 90,000 steps: expect box AP 53.6, keypoint AP 64.0 (detectron2 zoo), the paper 50.7, 64.2."""
-    return _paper("keypoint-rcnn-r50-fpn", _PEOPLE_1X, train_on="keypoints")
-
-
-def keypoint_rcnn_rivals_r50_fpn() -> Recipe:
-    """Keypoint R-CNN, R50-FPN, 90,000 steps: expect keypoint AP 64.2, with RoIPool 59.8 (Mask R-CNN, table 6)."""
-    return _paper("keypoint-rcnn-rivals-r50-fpn", _PEOPLE_1X, train_on="keypoints")
-
-
-def keypoint_rcnn_r50_fpn_3x() -> Recipe:
-    """Keypoint R-CNN, R50-FPN, 3x: expect box AP 55.4, keypoint AP 65.5 (detectron2 model zoo)."""
-    return _paper("keypoint-rcnn-r50-fpn", _PEOPLE_3X, train_on="keypoints")
-
-
-def keypoint_rcnn_r101_fpn() -> Recipe:
-    """Keypoint R-CNN, R101-FPN, 3x: expect box AP 56.4, keypoint AP 66.1 (detectron2 model zoo)."""
-    return _paper("keypoint-rcnn-r101-fpn", _PEOPLE_3X, train_on="keypoints")
-
-
-def keypoint_rcnn_x101_fpn() -> Recipe:
-    """Keypoint R-CNN, X101-32×8d-FPN, 3x: expect box AP 57.3, keypoint AP 66.0 (detectron2 model zoo)."""
-    return _paper("keypoint-rcnn-x101-fpn", _PEOPLE_3X, train_on="keypoints")
-
-
-def mask_keypoint_rcnn_r50_fpn() -> Recipe:
-    """Masks and keypoints, R50-FPN: expect box AP 52.0, mask AP 45.1, keypoint AP 64.7 (Mask R-CNN, table 5)."""
-    return _paper("mask-keypoint-rcnn-r50-fpn", _PEOPLE_1X, train_on="keypoints")
-
-
-def keypoint_rcnn_small() -> Recipe:
-    """Keypoint R-CNN, small: OKS AP 1.6 on 464 photos of people after two hours of one core (docs/mask-rcnn.md)."""
-    return small_recipe("keypoint-rcnn-small")
-
-
-def mask_keypoint_rcnn_small() -> Recipe:
-    """Masks and keypoints, small: not run on photos."""
-    return small_recipe("mask-keypoint-rcnn-small")
-
-
-def faster_rcnn_small() -> Recipe:
-    """Faster R-CNN, small: box AP 26.1 on nuclei after 399 steps (docs/mask-rcnn.md)."""
-    return small_recipe("faster-rcnn-small")
-
-
-def mask_rcnn_small() -> Recipe:
-    """Mask R-CNN, small: mask AP 50.7 on nuclei in an hour and a half of two cores (docs/results.md)."""
-    return small_recipe("mask-rcnn-small")
-
-
-def mask_rcnn_rivals_c5_small() -> Recipe:
-    """Mask R-CNN, small, on its body's last map alone, with other RoI operators: not run on photos."""
-    return small_recipe("mask-rcnn-rivals-c5-small")
-
-
-def mask_rcnn_c4_small() -> Recipe:
-    """Mask R-CNN, small, without a pyramid: mask AP 3.4 on nuclei after 399 steps (docs/mask-rcnn.md)."""
-    return small_recipe("mask-rcnn-c4-small")
+_KEYPOINT_TORCHVISION = _TORCHVISION.model_copy(
+    update={
+        "epochs": 46.0,
+        "schedule": _TORCHVISION.schedule.model_copy(update={"drops": (36 / 46, 43 / 46)}),
+        "augment": _SGD_1X.augment,
+    }
+)
+
+
+_1X = Training((_SGD_1X,), train_on="objects")
+_3X = Training((_SGD_3X,), train_on="objects")
+_160K = Training((_PAPER,), train_on="objects")
+_STREETS = Training((_CITYSCAPES,), train_on="objects")
+_STREETS_FROM_COCO = Training((_FROM_COCO,), train_on="objects")
+_RESNEXT = Training((_DETECTRON,), train_on="objects")
+_RESNEXT_160K = Training((_PAPER_RESNEXT,), train_on="objects")
+_AS_TORCHVISION = Training((_TORCHVISION,), train_on="objects")
+_POINTS_AS_TORCHVISION = Training((_KEYPOINT_TORCHVISION,), train_on="keypoints")
+_POINTS_1X = Training((_PEOPLE_1X,), train_on="keypoints")
+_POINTS_3X = Training((_PEOPLE_3X,), train_on="keypoints")
+
+RECIPES = (
+    _1X.of("faster-rcnn-r50-fpn", "Faster R-CNN, R50-FPN, 1x: expect box AP 37.9 (detectron2 model zoo)."),
+    _1X.of("mask-rcnn-r50-fpn", "Mask R-CNN, R50-FPN, 1x: expect box AP 38.6, mask AP 35.2 (detectron2 model zoo)."),
+    _1X.of("faster-rcnn-r50-c4", "Faster R-CNN, R50-C4, 1x: expect box AP 35.7 (detectron2 model zoo)."),
+    _1X.of("faster-rcnn-r50-dc5", "Faster R-CNN, R50-DC5, 1x: expect box AP 37.3 (detectron2 model zoo)."),
+    _1X.of("mask-rcnn-r50-c4", "Mask R-CNN, R50-C4, 1x: expect box AP 36.8, mask AP 32.2 (detectron2 model zoo)."),
+    _1X.of("mask-rcnn-r50-dc5", "Mask R-CNN, R50-DC5, 1x: expect box AP 38.3, mask AP 34.2 (detectron2 model zoo)."),
+    _3X.of("faster-rcnn-r50-fpn", "Faster R-CNN, R50-FPN, 3x: expect box AP 40.2 (detectron2 model zoo).", suffix="-3x"),
+    _3X.of(
+        "mask-rcnn-r50-fpn", "Mask R-CNN, R50-FPN, 3x: expect box AP 41.0, mask AP 37.2 (detectron2 model zoo).", suffix="-3x"
+    ),
+    _3X.of("faster-rcnn-r101-fpn", "Faster R-CNN, R101-FPN, 3x: expect box AP 42.0 (detectron2 model zoo)."),
+    _3X.of("faster-rcnn-x101-fpn", "Faster R-CNN, X101-32×8d-FPN, 3x: expect box AP 43.0 (detectron2 model zoo)."),
+    _3X.of("mask-rcnn-r101-fpn", "Mask R-CNN, R101-FPN, 3x: expect box AP 42.9, mask AP 38.6 (detectron2 model zoo)."),
+    _3X.of("mask-rcnn-x101-fpn", "Mask R-CNN, X101-32×8d-FPN, 3x: expect box AP 44.3, mask AP 39.5 (detectron2 model zoo)."),
+    _3X.of("faster-rcnn-r101-c4", "Faster R-CNN, R101-C4, 3x: expect box AP 41.1 (detectron2 model zoo)."),
+    _3X.of("faster-rcnn-r101-dc5", "Faster R-CNN, R101-DC5, 3x: expect box AP 40.6 (detectron2 model zoo)."),
+    _3X.of("mask-rcnn-r101-c4", "Mask R-CNN, R101-C4, 3x: expect box AP 42.6, mask AP 36.7 (detectron2 model zoo)."),
+    _3X.of("mask-rcnn-r101-dc5", "Mask R-CNN, R101-DC5, 3x: expect box AP 41.9, mask AP 37.3 (detectron2 model zoo)."),
+    _160K.of(
+        "mask-rcnn-r50-fpn", "Mask R-CNN, R50-FPN, 160,000 steps: expect mask AP 33.6 (Mask R-CNN, table 2a).", suffix="-paper"
+    ),
+    _160K.of(
+        "mask-rcnn-r101-fpn",
+        "Mask R-CNN, R101-FPN, 160,000 steps: expect mask AP 35.4 (Mask R-CNN, table 2a).",
+        suffix="-paper",
+    ),
+    _STREETS.of(
+        "mask-rcnn-r50-fpn",
+        "Mask R-CNN, R50-FPN, Cityscapes: expect its benchmark's AP 31.5 on val (Mask R-CNN, table 7), 36.4 from COCO.",
+        suffix="-cityscapes",
+        short_px=1024,
+        long_px=2048,
+    ),
+    _STREETS_FROM_COCO.of(
+        "mask-rcnn-r50-fpn",
+        "The same from a run on COCO, with --init RUN; what knows riders starts anew: expect AP 36.4 on val (table 7).",
+        suffix="-cityscapes-from-coco",
+        short_px=1024,
+        long_px=2048,
+    ),
+    _RESNEXT.of(
+        "mask-rcnn-x101-64x4d-fpn", "Mask R-CNN, X101-64×4d-FPN, 1x: expect box AP 42.4, mask AP 37.5 (Detectron's model zoo)."
+    ),
+    _RESNEXT_160K.of(
+        "mask-rcnn-x101-64x4d-fpn",
+        "Mask R-CNN, X101-64×4d-FPN, 160,000 steps of 8: expect mask AP 36.7 (Mask R-CNN, table 2a).",
+        suffix="-paper",
+    ),
+    _160K.of(
+        "mask-rcnn-rivals-r50-fpn",
+        "Mask R-CNN, R50-FPN, 160,000 steps: expect mask AP 33.6, with an MLP for the mask 31.5 (Mask R-CNN, table 2e).",
+    ),
+    _160K.of(
+        "mask-rcnn-rivals-r50-c4",
+        "Mask R-CNN, R50-C4: expect mask AP 30.3; RoIWarp 27.1, RoIPool 26.9; softmax 24.8, agnostic 29.7 (tables 2b, 2c).",
+    ),
+    _160K.of(
+        "mask-rcnn-rivals-r50-c5",
+        "Mask R-CNN, R50-C5, one map of stride 32: expect mask AP 30.9, with RoIPool 23.6 (Mask R-CNN, table 2d).",
+    ),
+    _AS_TORCHVISION.of(
+        "faster-rcnn-r50-fpn-torchvision",
+        "Faster R-CNN, R50-FPN, with torchvision's parts and schedule: its own reaches box AP 37.0.",
+    ),
+    _AS_TORCHVISION.of(
+        "mask-rcnn-r50-fpn-torchvision",
+        "Mask R-CNN, R50-FPN, with torchvision's parts and schedule: its own reaches box AP 37.9, mask AP 34.6.",
+    ),
+    _AS_TORCHVISION.of(
+        "faster-rcnn-r50-fpn-torchvision-v2",
+        "Faster R-CNN, R50-FPN, with the parts of torchvision's second version: its own, trained longer, reaches box AP 46.7.",
+    ),
+    _AS_TORCHVISION.of(
+        "mask-rcnn-r50-fpn-torchvision-v2",
+        "Mask R-CNN, R50-FPN, likewise: its own, trained longer, reaches box AP 47.4, mask AP 41.8.",
+    ),
+    _POINTS_AS_TORCHVISION.of(
+        "keypoint-rcnn-r50-fpn-torchvision",
+        "Keypoint R-CNN, R50-FPN, with torchvision's parts, 46 epochs: its own reaches box AP 54.6, keypoint AP 65.0.",
+    ),
+    _160K.of(
+        "mask-rcnn-r50-c4",
+        "Mask R-CNN, R50-C4, 160,000 steps, 64 RoIs of 7×7 cells: expect mask AP 30.3 (Mask R-CNN, table 2a).",
+        suffix="-paper",
+        roi_side=7,
+        per_image=64,
+        num_proposals=300,
+    ),
+    _160K.of(
+        "mask-rcnn-r101-c4",
+        "Mask R-CNN, R101-C4, 160,000 steps, 64 RoIs of 7×7 cells: expect mask AP 32.7 (Mask R-CNN, table 2a).",
+        suffix="-paper",
+        roi_side=7,
+        per_image=64,
+        num_proposals=300,
+    ),
+    _POINTS_1X.of(
+        "keypoint-rcnn-r50-fpn",
+        "Keypoint R-CNN, R50-FPN, 90,000 steps: expect box AP 53.6, keypoint AP 64.0 (detectron2 zoo), the paper 50.7, 64.2.",
+    ),
+    _POINTS_1X.of(
+        "keypoint-rcnn-rivals-r50-fpn",
+        "Keypoint R-CNN, R50-FPN, 90,000 steps: expect keypoint AP 64.2, with RoIPool 59.8 (Mask R-CNN, table 6).",
+    ),
+    _POINTS_1X.of(
+        "mask-keypoint-rcnn-r50-fpn",
+        "Masks and keypoints, R50-FPN: expect box AP 52.0, mask AP 45.1, keypoint AP 64.7 (Mask R-CNN, table 5).",
+    ),
+    _POINTS_3X.of(
+        "keypoint-rcnn-r50-fpn",
+        "Keypoint R-CNN, R50-FPN, 3x: expect box AP 55.4, keypoint AP 65.5 (detectron2 model zoo).",
+        suffix="-3x",
+    ),
+    _POINTS_3X.of(
+        "keypoint-rcnn-r101-fpn", "Keypoint R-CNN, R101-FPN, 3x: expect box AP 56.4, keypoint AP 66.1 (detectron2 model zoo)."
+    ),
+    _POINTS_3X.of(
+        "keypoint-rcnn-x101-fpn",
+        "Keypoint R-CNN, X101-32×8d-FPN, 3x: expect box AP 57.3, keypoint AP 66.0 (detectron2 model zoo).",
+    ),
+    small(
+        "keypoint-rcnn-small",
+        "Keypoint R-CNN, small: OKS AP 1.6 on 464 photos of people after two hours of one core (docs/mask-rcnn.md).",
+    ),
+    small("mask-keypoint-rcnn-small", "Masks and keypoints, small: not run on photos."),
+    small("faster-rcnn-small", "Faster R-CNN, small: box AP 26.1 on nuclei after 399 steps (docs/mask-rcnn.md)."),
+    small("mask-rcnn-small", "Mask R-CNN, small: mask AP 50.7 on nuclei in an hour and a half of two cores (docs/results.md)."),
+    small(
+        "mask-rcnn-rivals-c5-small",
+        "Mask R-CNN, small, on its body's last map alone, with other RoI operators: not run on photos.",
+    ),
+    small(
+        "mask-rcnn-c4-small", "Mask R-CNN, small, without a pyramid: mask AP 3.4 on nuclei after 399 steps (docs/mask-rcnn.md)."
+    ),
+)

@@ -15,8 +15,8 @@ Small sizes: as the other small systems.
     maskwright train mnc-small --data nuclei --out runs/mnc-nuclei
 """
 
+from maskwright.recipes.known import KnownRecipe, paper, small, small_recipe
 from maskwright.recipes.recipe import OptimizerOptions, Recipe, ScheduleOptions, Stage
-from maskwright.recipes.small import small_recipe
 
 _VGG = Stage(
     epochs=57,  # as every image comes mirrored too, 40,000 steps of 8 are 28.5 of the paper's
@@ -27,6 +27,8 @@ _VGG = Stage(
     schedule=ScheduleOptions(kind="step", warmup_steps=0, drops=(0.8,)),
     frozen=tuple(f"backbones.0.network.features_{i}." for i in (0, 2, 5, 7)),  # up to conv2_2 (the code)
 )
+
+_RELEASED = _VGG.model_copy(update={"epochs": 35.6})
 
 _R101 = _VGG.model_copy(
     update={"epochs": 22.0, "frozen": tuple(f"backbones.0.network.{part}." for part in ("conv1", "bn1", "layer1"))}
@@ -51,41 +53,11 @@ MASKS = ("mask",)
 CATEGORIES = ("class", "box", "mask_class")
 
 
-def mnc_vgg16() -> Recipe:
-    """MNC, VGG-16: expect mAP^r 63.5 at IoU 0.5, 41.5 at 0.7 (MNC, table 2)."""
-    return Recipe(system="mnc-vgg16", stages=(_VGG,), ema_decay=0.0, workers=4)
+def _stepwise() -> Recipe:
+    """Like Faster R-CNN's four steps, but from one network.
 
-
-def mnc_vgg16_released() -> Recipe:
-    """MNC, VGG-16, with the released parts and schedule, 25,000 steps: expect mAP^r 65.0 at IoU 0.5, 46.3 at 0.7 (the code)."""
-    return Recipe(system="mnc-vgg16-released", stages=(_VGG.model_copy(update={"epochs": 35.6}),), ema_decay=0.0, workers=4)
-
-
-def mnc_r101() -> Recipe:
-    """MNC, ResNet-101, on COCO: expect mask AP 24.6 (MNC, sec. 7.2); the schedule is ours, as none was published."""
-    return Recipe(system="mnc-r101", stages=(_R101,), ema_decay=0.0, workers=4)
-
-
-def fcis_r101() -> Recipe:
-    """FCIS, ResNet-101, on VOC: expect mAP^r 65.7 at IoU 0.5, 52.1 at 0.7 (FCIS); there without hard RoIs, taken here."""
-    return Recipe(system="fcis-r101", stages=(_FCIS,), ema_decay=0.0, workers=4)
-
-
-def fcis_small() -> Recipe:
-    """FCIS, small."""
-    return small_recipe("fcis-small")
-
-
-def mnc_small() -> Recipe:
-    """MNC, small."""
-    return small_recipe("mnc-small")
-
-
-def mnc_stepwise_small() -> Recipe:
-    """One stage after the other on shared features, in four steps (MNC, table 1, b).
-
-    Like Faster R-CNN's, but from one network: boxes; then all heads and the features, no gradient passing between stages; then,
-    on features that stay, boxes, and the other heads.
+    Boxes; then all heads and the features, no gradient passing between stages; then, on features that stay, boxes, and the
+    other heads.
     """
     recipe = small_recipe("mnc-stepwise-small")
     (whole,) = recipe.stages
@@ -97,8 +69,7 @@ def mnc_stepwise_small() -> Recipe:
     return recipe.model_copy(update={"stages": (boxes, rest, again, last)})
 
 
-def mnc_unshared_small() -> Recipe:
-    """One stage after the other, each on features of its own (MNC, table 1, a)."""
+def _unshared() -> Recipe:
     recipe = small_recipe("mnc-unshared-small")
     (whole,) = recipe.stages
     boxes = whole.model_copy(update={"losses": BOXES, "is_scored": False})
@@ -106,3 +77,30 @@ def mnc_unshared_small() -> Recipe:
     frozen = ("backbones.0.", "backbones.1.", "rpn.", "mask_head.")
     categories = whole.model_copy(update={"losses": CATEGORIES, "frozen": frozen})
     return recipe.model_copy(update={"stages": (boxes, masks, categories)})
+
+
+RECIPES = (
+    paper("mnc-vgg16", "MNC, VGG-16: expect mAP^r 63.5 at IoU 0.5, 41.5 at 0.7 (MNC, table 2).", _VGG),
+    paper(
+        "mnc-vgg16-released",
+        "MNC, VGG-16, with the released parts and schedule, 25,000 steps: expect mAP^r 65.0 at IoU 0.5, 46.3 at 0.7 "
+        "(the code).",
+        _RELEASED,
+    ),
+    paper(
+        "mnc-r101",
+        "MNC, ResNet-101, on COCO: expect mask AP 24.6 (MNC, sec. 7.2); the schedule is ours, as none was published.",
+        _R101,
+    ),
+    paper(
+        "fcis-r101",
+        "FCIS, ResNet-101, on VOC: expect mAP^r 65.7 at IoU 0.5, 52.1 at 0.7 (FCIS); there without hard RoIs, taken here.",
+        _FCIS,
+    ),
+    small("fcis-small", "FCIS, small."),
+    small("mnc-small", "MNC, small."),
+    KnownRecipe(
+        "mnc-stepwise-small", "One stage after the other on shared features, in four steps (MNC, table 1, b).", _stepwise()
+    ),
+    KnownRecipe("mnc-unshared-small", "One stage after the other, each on features of its own (MNC, table 1, a).", _unshared()),
+)

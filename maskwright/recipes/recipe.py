@@ -1,9 +1,10 @@
 """What a run is: typed, saved with it as recipe.yaml, changed from the command line field by field."""
 
 import difflib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -203,16 +204,55 @@ def parse_recipe(data: Any) -> Recipe:
         raise ValueError(f"the recipe does not fit:{complaints(error)}") from None
 
 
-def data_options(**fields: Any) -> DataOptions:
+class DataChoices(TypedDict, total=False):
+    """What may be said of a data set beside its path, wherever images are learnt from.
+
+    images: image folder of a single annotation file.
+    val_fraction: share of a single file's images that is kept for validation.
+    classes: names of the classes to use; by default all.
+    skip_invalid: leave bad annotations out instead of stopping.
+    """
+
+    images: str | Path | None
+    val_fraction: float | None
+    classes: Sequence[str] | None
+    skip_invalid: bool
+
+
+def data_options(path: str | Path, choices: DataChoices) -> DataOptions:
     """Where the images are, of what was asked for.
 
     Raises:
         ValueError: a value that does not fit, by name.
     """
+    images, classes = choices.get("images"), choices.get("classes")
     try:
-        return DataOptions(**fields)
+        return DataOptions(
+            path=str(path),
+            images=None if images is None else str(images),
+            val_fraction=choices.get("val_fraction"),
+            classes=None if classes is None else tuple(classes),
+            invalid="skip" if choices.get("skip_invalid") else "stop",
+        )
     except ValidationError as error:
         raise ValueError(f"this does not fit the data:{complaints(error)}") from None
+
+
+def check_names(function: Callable[..., object], choices: Mapping[str, object], known: type) -> None:
+    """Make sure that a function which takes choices by name got none that it does not know.
+
+    Args:
+        known: the typed dictionary of its choices.
+
+    Raises:
+        TypeError: it got one, as Python says it, with the nearest name.
+    """
+    names = [*inspect.signature(function).parameters, *known.__annotations__]
+    for name in choices:
+        if name not in known.__annotations__:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}")
 
 
 def complaints(error: ValidationError) -> str:

@@ -16,7 +16,7 @@ from maskwright.metrics.matching import THRESHOLDS, match
 from maskwright.metrics.overlaps import Kind, as_rle, measure_overlaps, result_points
 from maskwright.metrics.proposals import best_overlaps
 from maskwright.reports.drawing import draw_instances
-from maskwright.reports.tables import Row, Table
+from maskwright.reports.ranking import Row, Table
 from maskwright.structures import Instances, Intensity, Masks
 
 TILE_PX = 420

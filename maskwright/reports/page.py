@@ -19,7 +19,7 @@ from maskwright.metrics.statistics import Interval
 from maskwright.metrics.studies import AVERAGES, SHOWN_IOUS
 from maskwright.reports.gallery import Group
 from maskwright.reports.plots import COLORS, Plot, Point, Series, chart, dot_rows, frontier
-from maskwright.reports.tables import Comparison, Row, Table, in_words
+from maskwright.reports.ranking import Comparison, Row, Table, in_words
 
 SIZES = ("small", "medium", "large")
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +24,8 @@ from maskwright.systems import System, Task
 from maskwright.systems.proposals.fast_rcnn import FastRCNN
 from maskwright.training.distributed import Processes
 
+PROPOSAL = Categories(("object",), (1,))
+"""The one class of systems that do not tell classes apart."""
 FOLDER = "proposals"
 """Of a proposal system's run, where its proposals for data sets are kept."""
 
@@ -134,7 +136,7 @@ def _kept(
     if not processes.tell(file.is_file()):
         console.print(f"proposals for {annotations}, kept in {file}", highlight=False, soft_wrap=True)
         mine = dataset.subset(range(processes.rank, len(dataset), processes.count))
-        categories = Categories(("object",), dataset.categories.ids[:1])
+        categories = replace(PROPOSAL, ids=dataset.categories.ids[:1])
         batches = evaluation_batches(mine, spec=system.input, batch_size=1)
         with torch.inference_mode(), precision.autocast(), shown(console, "propose", total=len(mine)) as bar:
             results = detect(system.predict, batches, categories, device=precision.device, done=bar.advance)

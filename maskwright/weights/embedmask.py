@@ -12,19 +12,33 @@ from maskwright.weights.conversion import COCO_ROWS, Converted, numbered, rename
 
 _KIND = r"\.(?P<kind>weight|bias)"
 _HEAD = r"rpn\.head\."
+
+
+def _fcos(head: str, centerness: str) -> list[tuple[str, str]]:
+    """The head of FCOS, which all four versions have.
+
+    Args:
+        head: what names begin with.
+        centerness: what its layer is called.
+    """
+    return [
+        (head + r"cls_tower\.(?P<index>\d+)" + _KIND, "fcos.class_tower.{index}.{kind}"),
+        (head + r"bbox_tower\.(?P<index>\d+)" + _KIND, "fcos.box_tower.{index}.{kind}"),
+        (head + r"cls_logits" + _KIND, "fcos.classes.{kind}"),
+        (head + r"bbox_pred" + _KIND, "fcos.ltrb.{kind}"),
+        (head + centerness + _KIND, "fcos.centerness.{kind}"),
+        (head + r"scales\.(?P<stride>[0-4])\.scale", "fcos.scales.{stride}.scale"),
+    ]
+
+
 _EARLY = [  # V1 to V3
     (r"backbone\.body\.stem\.(?P<rest>.+)", "backbone.network.{rest}"),
     (r"backbone\.body\.(?P<rest>layer[1-4]\..+)", "backbone.network.{rest}"),
     (r"backbone\.fpn\.fpn_inner(?P<level>[234])" + _KIND, "fpn.lateral.{level}.{kind}"),
     (r"backbone\.fpn\.fpn_layer(?P<level>[234])" + _KIND, "fpn.output.{level}.{kind}"),
     (r"backbone\.fpn\.top_blocks\.(?P<extra>p[67])" + _KIND, "fpn.coarser.convs.{extra}.{kind}"),
-    (_HEAD + r"cls_tower\.(?P<index>\d+)" + _KIND, "fcos.class_tower.{index}.{kind}"),
-    (_HEAD + r"bbox_tower\.(?P<index>\d+)" + _KIND, "fcos.box_tower.{index}.{kind}"),
+    *_fcos(_HEAD, "centerness"),
     (_HEAD + r"mask_tower\.(?P<index>\d+)" + _KIND, "pixel_head.body.tower.{index}.{kind}"),
-    (_HEAD + r"cls_logits" + _KIND, "fcos.classes.{kind}"),
-    (_HEAD + r"bbox_pred" + _KIND, "fcos.ltrb.{kind}"),
-    (_HEAD + r"centerness" + _KIND, "fcos.centerness.{kind}"),
-    (_HEAD + r"scales\.(?P<stride>[0-4])\.scale", "fcos.scales.{stride}.scale"),
     (_HEAD + r"(?P<head>proposal|pixel)_embed_pred" + _KIND, "{head}_head.embedding.{kind}"),
     (_HEAD + r"(?P<head>proposal|pixel)_spatial_embed_pred" + _KIND, "{head}_head.embedding.{kind}#0"),
     (_HEAD + r"(?P<head>proposal|pixel)_other_embed_pred" + _KIND, "{head}_head.embedding.{kind}#1"),
@@ -47,12 +61,7 @@ _FUSED = [  # V4
     (r"backbone\.fpn_lateral(?P<number>[345])" + _KIND, "fpn.lateral.{number}.{kind}"),
     (r"backbone\.fpn_output(?P<number>[345])" + _KIND, "fpn.output.{number}.{kind}"),
     (r"backbone\.top_block\.(?P<extra>p[67])" + _KIND, "fpn.coarser.convs.{extra}.{kind}"),
-    (_FCOS + r"cls_tower\.(?P<index>\d+)" + _KIND, "fcos.class_tower.{index}.{kind}"),
-    (_FCOS + r"bbox_tower\.(?P<index>\d+)" + _KIND, "fcos.box_tower.{index}.{kind}"),
-    (_FCOS + r"cls_logits" + _KIND, "fcos.classes.{kind}"),
-    (_FCOS + r"bbox_pred" + _KIND, "fcos.ltrb.{kind}"),
-    (_FCOS + r"ctrness" + _KIND, "fcos.centerness.{kind}"),
-    (_FCOS + r"scales\.(?P<stride>[0-4])\.scale", "fcos.scales.{stride}.scale"),
+    *_fcos(_FCOS, "ctrness"),
     (
         _BRANCH + r"(?P<part>refine|tower)\.(?P<index>\d)\.(?P<sub>[01])\." + _NORM,
         "pixel_head.body.{part}.{index}.{sub}.{rest}",

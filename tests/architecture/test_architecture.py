@@ -34,7 +34,7 @@ LAW = {  # who may import whom: structures → formats, layers, weights → data
         "recipes",
         "runs",
         "metrics",
-        "report",
+        "reports",
         "training",
         "inference",
     },
@@ -77,18 +77,27 @@ def test_every_folder_is_under_the_law():
     assert {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"} == set(LAW)
 
 
+def packages(path: Path) -> set[str]:
+    """Top names of all that a module imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+    return found
+
+
 def test_structures_need_torch_and_numpy_only():
     allowed = {"torch", "numpy", "maskwright", "__future__"} | set(sys.stdlib_module_names)
     for path in (PACKAGE / "structures").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = (
-                [node.module]
-                if isinstance(node, ast.ImportFrom)
-                else [a.name for a in node.names]
-                if isinstance(node, ast.Import)
-                else []
-            )
-            assert all((name or "").split(".")[0] in allowed for name in names), path
+        assert packages(path) <= allowed, path
+
+
+def test_metrics_draw_and_print_nothing():
+    for path in (PACKAGE / "metrics").rglob("*.py"):
+        assert not packages(path) & {"PIL", "rich", "jinja2"}, path
+        assert "print(" not in path.read_text(), path
 
 
 def test_systems_do_not_ask_for_training_mode():
@@ -108,14 +117,24 @@ def test_no_module_is_a_drawer(word):
     assert not [p for p in MODULES if p.stem == word or p.parent.name == word]
 
 
+def is_command(node: ast.FunctionDef) -> bool:
+    """Whether it is a command of the shell, whose options are its arguments."""
+    return any(ast.unparse(decorator).startswith("app.command") for decorator in node.decorator_list)
+
+
+REWRITTEN = ("systems", "formats")  # TEMPORARY: these two keep the old limits until they are rewritten; then this line goes
+
+
 def test_functions_and_files_stay_short():
     for path in MODULES:
         text = path.read_text()
-        assert text.count("\n") <= 650, path
+        lines, arguments = (650, 12) if path.relative_to(PACKAGE).parts[0] in REWRITTEN else (600, 10)
+        assert text.count("\n") <= lines, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, (path, node.name)
-                assert len(node.args.args) + len(node.args.kwonlyargs) <= 12, (path, node.name)
+                given = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
+                assert given <= arguments or is_command(node), (path, node.name)
 
 
 def test_the_door_is_light_and_sorted():

@@ -1,5 +1,9 @@
 """The benchmarks run; their figures are for people."""
 
+import importlib
+from pathlib import Path
+
+import pytest
 import torch
 
 from benchmarks import learning, masks, measure
@@ -8,6 +12,11 @@ from maskwright.data.loader import evaluation_batches
 from maskwright.formats.catalog import open_split
 from maskwright.systems import SYSTEMS
 from tests.conftest import EXAMPLES
+
+
+@pytest.mark.parametrize("path", sorted(Path(measure.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_finds_what_it_needs(path):
+    importlib.import_module(f"benchmarks.{path.stem}")
 
 
 def test_a_table_replaces_its_section_only(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from maskwright.formats.dataset import Categories
 from maskwright.inference.results import Result
 from maskwright.inference.writer import check_cityscapes, write_cityscapes
 from maskwright.metrics.cityscapes import MIN_AREA_PX, THRESHOLDS, evaluate_cityscapes
-from maskwright.overview import evaluation_tables
+from maskwright.reports.tables import evaluation_tables
 from maskwright.structures import Instances, Intensity, Masks
 from maskwright.training import train
 from tests.conftest import tiny_recipe

@@ -11,13 +11,13 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskwright.comparison.comparing import assemble, publish
-from maskwright.comparison.comparing import from_results as answered_by
+from maskwright.comparison.answers import from_results as answered_by
+from maskwright.comparison.publishing import assemble, publish
 from maskwright.formats.catalog import open_split
 from maskwright.metrics.matching import match
 from maskwright.metrics.overlaps import measure_overlaps
-from maskwright.metrics.proposal_study import study_proposals
 from maskwright.metrics.proposals import COUNTS, best_overlaps, evaluate_proposals
+from maskwright.metrics.studies import study_proposals
 from maskwright.structures import Masks
 from maskwright.systems import Task
 from tests.conftest import make_coco

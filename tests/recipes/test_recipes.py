@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
-from maskwright.recipes import RECIPES, DataOptions, find_recipe, parse_recipe, read_recipe
+from maskwright.recipes import FAMILIES, RECIPES, DataOptions, find_recipe, parse_recipe, read_recipe
 from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, PatchOptions, Recipe, ScheduleOptions, Stage
 from maskwright.runs.checkpoints import build_system
 from maskwright.structures import Intensity, ResizeRule
@@ -114,6 +114,10 @@ def test_every_field_is_read_somewhere():
 def test_system_arguments_are_checked():
     with pytest.raises(ValueError, match="has no argument num_class: there are num_classes"):
         build_system("mask-rcnn-small", {"num_class": 3})
+
+
+def test_no_recipe_hides_another():
+    assert len(RECIPES) == sum(len(family.RECIPES) for family in FAMILIES)
 
 
 def test_every_system_has_a_recipe_and_every_recipe_a_system():

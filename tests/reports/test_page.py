@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskwright.comparison.comparing import assemble, from_files, publish
+from maskwright.comparison.answers import from_files
+from maskwright.comparison.publishing import assemble, publish
 from maskwright.formats.catalog import open_split
 from maskwright.metrics import evaluate_detections
 from maskwright.reports.plots import Point, Series, chart, dot_rows, frontier, ticks

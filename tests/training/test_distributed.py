@@ -108,7 +108,7 @@ def test_normalizers_of_other_systems_are_those_of_all_processes(system, tmp_pat
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, console, monkeypatch):
     recipe = recipe_of(tmp_path / "data", 8, "augment.jitter=[1, 1]", "epochs=2", "checkpoint_steps=1", "evaluate_every=9")
     train(recipe, tmp_path / "whole", device="cpu", console=console)
-    usual, steps = loop._step, []
+    usual, steps = loop.take_step, []
 
     def cut(*arguments):
         if len(steps) == 2:
@@ -116,7 +116,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, console, monke
         steps.append(1)
         return usual(*arguments)
 
-    monkeypatch.setattr(loop, "_step", cut)
+    monkeypatch.setattr(loop, "take_step", cut)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "cut", device="cpu", console=console)
     (tmp_path / "worker.py").write_text(WORKER)

@@ -14,7 +14,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from maskwright.training import loop, train
+from maskwright.runs.checkpoints import read_tensors, save_tensors
+from maskwright.training import loop, state, train
+from maskwright.training.run import METRICS, STATE
 from tests.conftest import make_coco, tiny_recipe
 from tests.processes import FORKS
 
@@ -23,7 +25,7 @@ def go(recipe, out, kill_at=None):
     """Start the run or go on with it, in a process that may be killed; at a step, or from outside."""
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of workers, as it is outside of tests
-    usual = loop._step
+    usual = loop.take_step
 
     def step(run, *arguments):
         if run.step == kill_at:
@@ -31,7 +33,7 @@ def go(recipe, out, kill_at=None):
         (out.parent / "stepping").touch()
         return usual(run, *arguments)
 
-    loop._step = step
+    loop.take_step = step
     train(recipe, out, resume=(out / "recipe.yaml").is_file(), device="cpu", console=Console(file=io.StringIO()))
 
 
@@ -59,8 +61,8 @@ def recipe_of(folder, *changes):
 
 def same(a, b):
     """Everything training goes on from, bit for bit."""
-    first, second = (load_file(run / "last" / loop.STATE) for run in (a, b))
-    lines = [[json.loads(t) | {"time_s": 0} for t in (r / loop.METRICS).read_text().splitlines()] for r in (a, b)]
+    first, second = (load_file(run / "last" / STATE) for run in (a, b))
+    lines = [[json.loads(t) | {"time_s": 0} for t in (r / METRICS).read_text().splitlines()] for r in (a, b)]
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first) and lines[0] == lines[1]
 
 
@@ -68,15 +70,15 @@ def test_twenty_steps_equal_seven_a_kill_and_thirteen(tmp_path):
     recipe = recipe_of(tmp_path / "data", "checkpoint_steps=7")
     assert run_process(recipe, tmp_path / "whole") == 0
     assert run_process(recipe.with_changes(["workers=1"]), tmp_path / "cut", kill_at=7) == -signal.SIGKILL
-    state = tmp_path / "cut" / "last" / loop.STATE
-    tensors, metadata = loop.read_tensors(state)
+    file = tmp_path / "cut" / "last" / STATE
+    tensors, metadata = read_tensors(file)
     assert metadata["training"]["step"] == 7
     assert metadata["training"]["step"] % 4  # in the middle of an epoch
     metadata["training"]["time_s"] = 1000.0
-    loop.save_tensors(state, tensors, metadata)
+    save_tensors(file, tensors, metadata)
     assert run_process(recipe, tmp_path / "cut") == 0
     assert same(tmp_path / "whole", tmp_path / "cut")
-    lines = [json.loads(t) for t in (tmp_path / "cut" / loop.METRICS).read_text().splitlines()]
+    lines = [json.loads(t) for t in (tmp_path / "cut" / METRICS).read_text().splitlines()]
     assert all(line["time_s"] > 1000 for line in lines)  # goes on as well
     images = load_file(tmp_path / "whole" / "best" / "weights.safetensors")
     assert all(torch.equal(v, images[k]) for k, v in load_file(tmp_path / "cut" / "best" / "weights.safetensors").items())
@@ -100,8 +102,8 @@ def test_a_run_killed_at_random_moments_always_goes_on(kills, tmp_path):
             finished += 1
             continue
         assert code == -signal.SIGKILL
-        state = tmp_path / "cut" / "last" / loop.STATE
-        reached.append(loop.read_tensors(state)[1]["training"]["step"] if state.exists() else -1)
+        file = tmp_path / "cut" / "last" / STATE
+        reached.append(read_tensors(file)[1]["training"]["step"] if file.exists() else -1)
     print(f"checkpoints left by {kills} kills at steps {reached}; {finished} runs ended in between")
     assert any(0 < step < 20 for step in reached)
     assert run_process(recipe, tmp_path / "cut") == 0
@@ -113,7 +115,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, coco_folder, console, mo
     """The moment after half a file is on the disk."""
     recipe = tiny_recipe(coco_folder, "epochs=2", "checkpoint_steps=1", "evaluate_every=9")
     train(recipe, tmp_path / "whole", device="cpu", console=console)
-    usual = loop.save_tensors
+    usual = state.save_tensors
     calls = []
 
     class Killed(BaseException):
@@ -126,11 +128,11 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, coco_folder, console, mo
             raise Killed
         usual(path, tensors, metadata)
 
-    monkeypatch.setattr(loop, "save_tensors", half)
+    monkeypatch.setattr(state, "save_tensors", half)
     with pytest.raises(Killed):
         train(recipe, tmp_path / "cut", device="cpu", console=console)
-    monkeypatch.setattr(loop, "save_tensors", usual)
-    with (tmp_path / "cut" / loop.METRICS).open("a") as file:
+    monkeypatch.setattr(state, "save_tensors", usual)
+    with (tmp_path / "cut" / METRICS).open("a") as file:
         file.write('{"stage": 0, "step": 99}\n{"stage": 0, "st')
     train(recipe, tmp_path / "cut", resume=True, device="cpu", console=console)
     assert same(tmp_path / "whole", tmp_path / "cut")
@@ -144,7 +146,7 @@ def test_killed_before_the_first_checkpoint_the_same_command_starts_anew(tmp_pat
     def never(*_):
         raise Killed
 
-    monkeypatch.setattr(loop, "save_tensors", never)
+    monkeypatch.setattr(state, "save_tensors", never)
     with pytest.raises(Killed):
         train(tiny_recipe(coco_folder), tmp_path / "run", device="cpu", console=console)
     monkeypatch.undo()

@@ -13,11 +13,9 @@ from maskwright.runs.checkpoints import PROPOSER, read_model
 from maskwright.systems import Task
 from maskwright.systems.proposals.propose_then_detect import ProposeThenDetect
 from maskwright.training import loop, train
+from maskwright.training.run import STATE
 from tests.conftest import make_coco, tiny_recipe, truth_as_proposals
-
-
-class Killed(BaseException):
-    pass
+from tests.training.runs import Killed
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ def test_the_second_stage_leaves_the_first_as_it_was(folder, sharp_run, tmp_path
 @pytest.mark.parametrize("step", [2, 4])
 def test_resume_equals_never_having_stopped_in_either_stage(step, folder, sharp_run, tmp_path, console, monkeypatch):
     recipe = tiny_recipe(folder, "arguments.max_detections=60", "checkpoint_steps=1", system="sharpmask-small")
-    usual, steps = loop._step, {"count": 0}
+    usual, steps = loop.take_step, {"count": 0}
 
     def killed(*arguments):
         steps["count"] += 1
@@ -70,12 +68,12 @@ def test_resume_equals_never_having_stopped_in_either_stage(step, folder, sharp_
             raise Killed
         return usual(*arguments)
 
-    monkeypatch.setattr(loop, "_step", killed)
+    monkeypatch.setattr(loop, "take_step", killed)
     with pytest.raises(Killed):
         train(recipe, tmp_path / "cut", device="cpu", console=console)
-    monkeypatch.setattr(loop, "_step", usual)
+    monkeypatch.setattr(loop, "take_step", usual)
     train(recipe, tmp_path / "cut", resume=True, device="cpu", console=console)
-    whole, cut = (load_file(run / "last" / loop.STATE) for run in (sharp_run, tmp_path / "cut"))
+    whole, cut = (load_file(run / "last" / STATE) for run in (sharp_run, tmp_path / "cut"))
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
 

@@ -13,7 +13,7 @@ import maskwright as mw
 from maskwright.formats.catalog import open_split
 from maskwright.layers.roi import RoiAlign, Rois
 from maskwright.metrics.detection import percent
-from maskwright.overview import metric_tables
+from maskwright.reports.tables import metric_tables
 from maskwright.runs import initialize
 from maskwright.runs.checkpoints import read_model
 from maskwright.structures import ImageBatch, Instances, KeypointSchema

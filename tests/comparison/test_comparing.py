@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import maskwright as mw
-from maskwright.comparison import running
+from maskwright.comparison import kept, training
 from maskwright.formats.catalog import open_split
 from maskwright.inference import load
 from maskwright.inference.scoring import detections
@@ -66,11 +66,11 @@ def compared(tmp_path_factory, console_of_module):
         "console": console_of_module,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "train", stopped)
+        patch.setattr(training, "train", stopped)
         with pytest.raises(KeyboardInterrupt):
             mw.compare(entries, **options)
         (root / "out" / "runs" / "mask-rcnn-small-0" / "trained.json").unlink()  # as if killed before this was written
-        patch.setattr(running, "train", counted)
+        patch.setattr(training, "train", counted)
         answer = mw.compare(entries, **options)
         again = mw.compare([*entries, f"exact: {somebodys(root / 'data', root / 'exact.json', noise=0)}"], **options)
     return root, trained, answer, again
@@ -147,12 +147,12 @@ def test_the_last_weights_are_scored(compared):
 def test_another_recipe_in_the_same_folder_is_refused(compared):
     root, _, _, _ = compared
     folder = root / "out" / "runs" / "mask-rcnn-small-0"
-    recipe = running.read_recipe(folder / "recipe.yaml")
+    recipe = read_recipe(folder / "recipe.yaml")
     with pytest.raises(ValueError, match="was begun with another recipe \\(ema_decay differ\\)"):  # finished as it is
-        running.check_run(recipe.with_changes(["ema_decay=0.5"]), folder, {})
+        training.check_run(recipe.with_changes(["ema_decay=0.5"]), folder, {})
     with pytest.raises(ValueError, match="was begun on other images"):
-        running.check_run(recipe, folder, {"train": [1], "val": [2]})
-    running.check_run(recipe, folder, json.loads((folder / "split.json").read_text()))
+        training.check_run(recipe, folder, {"train": [1], "val": [2]})
+    training.check_run(recipe, folder, json.loads((folder / "split.json").read_text()))
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path, coco_folder):
@@ -196,8 +196,8 @@ def test_a_damaged_cache_is_made_anew(tmp_path):
     file = tmp_path / "costs.json"
     for content in ("[]", '{"answer": 1}', '{"key": {"a": 1}}'):
         file.write_text(content)
-        assert running.kept(file, {"a": 1}, lambda: 7) == 7
-        assert running.kept(file, {"a": 1}, lambda: 8) == 7
+        assert kept.kept(file, {"a": 1}, lambda: 7) == 7
+        assert kept.kept(file, {"a": 1}, lambda: 8) == 7
 
 
 def test_report_of_a_run(tiny_run, tmp_path, console):
