@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskwright.formats.coco import MAX_PROBLEMS_SHOWN, integer, number, text
+from maskwright.formats.builder import MAX_PROBLEMS_SHOWN, integer, number, text
 from maskwright.formats.dataset import Categories, Dataset
 from maskwright.structures import Instances, Masks, rle
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from maskwright.formats.coco import categories_to_coco
 from maskwright.formats.coco_results import to_coco_results
 from maskwright.formats.dataset import Categories
 from maskwright.formats.images import read_image
@@ -143,7 +144,7 @@ class CocoFile:
 
     def to_dict(self) -> dict[str, Any]:
         """As the file holds it."""
-        return {"images": self.images, "annotations": self.annotations, "categories": self.categories.to_coco()}
+        return {"images": self.images, "annotations": self.annotations, "categories": categories_to_coco(self.categories)}
 
 
 def _closed(ring: npt.NDArray[np.float64]) -> list[list[float]]:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from maskwright.formats.coco import read_coco
+from maskwright.formats.coco import read_coco, to_coco
 from maskwright.formats.coco_results import check_results, to_coco_results
 from maskwright.structures import COCO_PERSON, Instances, Masks
 from tests.conftest import EXAMPLES, make_coco
@@ -78,7 +78,7 @@ def test_masks_equal_pycocotools_on_the_sample():
 
 
 def test_writing_gives_back_what_was_read(write_annotations):
-    data = read(write_annotations(BASE)).to_coco()
+    data = to_coco(read(write_annotations(BASE)))
     for key in ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"):
         assert [a[key] for a in data["annotations"]] == [a[key] for a in BASE["annotations"]]
     assert data["categories"] == BASE["categories"]
@@ -100,7 +100,7 @@ def test_keypoints_are_carried_half_a_pixel_on(write_annotations):
     assert points[0, 0].tolist() == [3.5, 4.5, 2]
     assert points[0, 1].tolist() == [0, 0, 0]
     assert dataset.categories.keypoints is COCO_PERSON
-    assert dataset.to_coco()["annotations"][0]["keypoints"][:6] == [3, 4, 2, 0, 0, 0]
+    assert to_coco(dataset)["annotations"][0]["keypoints"][:6] == [3, 4, 2, 0, 0, 0]
     assert dataset.without_keypoints().instances(0).keypoints is None
     other["keypoints"] = ["tail", "head"]  # a class may have points of its own: those of the first that is used are read
     assert read(write_annotations(data), classes=[own["name"]]).instances(0).keypoints[0, 0].tolist() == [3.5, 4.5, 2]
@@ -126,7 +126,7 @@ def test_box_is_made_from_a_mask_where_it_is_missing(write_annotations):
 def test_box_over_the_edge_is_cut_for_training_and_kept_for_scoring(write_annotations):
     dataset = read(write_annotations(changed(bbox=[-3, 2, 50, 6])))
     assert dataset.instances(0).boxes[0].tolist() == [0, 2, 30, 8]
-    assert dataset.to_coco()["annotations"][0]["bbox"] == [-3, 2, 50, 6]
+    assert to_coco(dataset)["annotations"][0]["bbox"] == [-3, 2, 50, 6]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_odd_keypoint_schemas_are_named(write_annotations, keypoints, skeleton):
 def test_missing_area_is_counted_in_pixels(write_annotations):
     data = changed(segmentation=[[0, 0, 20, 0, 0, 20]], bbox=[0, 0, 20, 20])
     del data["annotations"][0]["area"]
-    area = read(write_annotations(data)).to_coco()["annotations"][0]["area"]
+    area = to_coco(read(write_annotations(data)))["annotations"][0]["area"]
     assert area == Masks.from_polygons([[[0, 0, 20, 0, 0, 20]]], (20, 30)).areas()[0]
 
 
@@ -297,7 +297,7 @@ def test_exif_image_matches_annotations_of_the_upright_view(tmp_path):
 def test_dataset_is_held_compactly(tmp_path):
     make_coco(tmp_path, images=6)
     dataset = read_coco(tmp_path / "annotations" / "train.json", tmp_path / "images")
-    held = [*vars(dataset).values(), *vars(dataset._columns).values()]
+    held = [*vars(dataset).values(), *vars(dataset._columns).values(), *vars(dataset._columns.masks).values()]
     assert not any(isinstance(v, (list, dict)) for v in held)  # forked workers copy what they touch of Python objects
 
 
