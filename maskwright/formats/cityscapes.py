@@ -20,9 +20,10 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from maskwright.formats.builder import DatasetBuilder, Invalid, ObjectRecord, mask_of_runs
 from maskwright.formats.dataset import Categories, Dataset
+from maskwright.formats.files import write_text
 from maskwright.formats.format import Format, Source, Split
 from maskwright.formats.images import MAX_PIXELS
-from maskwright.structures import rle
+from maskwright.structures import Instances, rle
 
 CLASSES: Mapping[str, int] = MappingProxyType(
     {"person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
@@ -163,6 +164,38 @@ def _objects(values: Map) -> tuple[tuple[int, int], list[tuple[int, ObjectRecord
             own = value_of == value
             objects.append((label, ObjectRecord(mask_of_runs((starts[own], ends[own]), size), is_crowd=value < FIRST_OBJECT)))
     return size, objects
+
+
+# Writing
+
+
+def check_cityscapes(categories: Categories, *, has_masks: bool) -> None:
+    """Make sure that a model can take part in the benchmark."""
+    if not has_masks or not set(categories.names) & set(CLASSES):
+        what = f"only classes {', '.join(categories.names)}" if has_masks else "no masks"
+        raise ValueError(f"format cityscapes: the model finds {what}: the benchmark scores masks of {', '.join(CLASSES)}")
+
+
+def write_cityscapes(instances: Instances, categories: Categories, path: Path) -> list[Path]:
+    """Detections of an image as the benchmark's server takes them.
+
+    These are PATH.txt, whose lines are a mask's file, the label of its class and its score, and the masks in PATH_masks/.
+    """
+    assert instances.masks is not None
+    assert instances.scores is not None
+    folder, lines = path.parent / f"{path.name}_masks", []
+    names = [categories.names[label] for label in instances.labels.tolist()]
+    found = zip(names, instances.scores.tolist(), instances.masks.crops(), strict=True)
+    for number, (name, score, (crop, (x0, y0, x1, y1))) in enumerate(found):
+        if name in CLASSES:
+            mask = np.zeros(instances.image_size, dtype=np.uint8)
+            mask[y0:y1, x0:x1] = 255 * crop
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(folder / f"{number}.png")
+            lines.append(f"{folder.name}/{number}.png {CLASSES[name]} {score:.6f}\n")
+    listed = path.with_name(f"{path.name}.txt")
+    write_text(listed, "".join(lines))
+    return [listed]
 
 
 CITYSCAPES = Format(

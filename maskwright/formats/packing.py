@@ -20,10 +20,18 @@ class Form(IntEnum):
     """What the bytes of a mask are."""
 
     NOTHING = 0
-    HUNDREDTHS = 1  # of a px: corners in int32, for the many polygons with two decimals or none; / 100 gives the same float64
-    FLOATS = 2  # corners in float64
-    COUNTS = 3  # run lengths in int32, as they stood
-    TEXT = 4  # run lengths in their compressed form
+    WHOLE = 1  # corners in int16
+    HUNDREDTHS = 2  # of a px: corners in int32; / 100 gives the same float64, and most tools write two decimals
+    FLOATS = 3  # corners in float64
+    COUNTS = 4  # run lengths in int32, as they stood
+    TEXT = 5  # run lengths in their compressed form
+
+
+_STEPS: dict[Form, tuple[type[np.signedinteger[Any]], int]] = {
+    Form.WHOLE: (np.int16, 1),
+    Form.HUNDREDTHS: (np.int32, 100),
+}
+"""Of the forms that count corners in steps: the type of a number, and steps in a px."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +46,10 @@ class PackedMask:
         """From the outlines of an object's parts."""
         head = np.array([len(rings), *(len(ring) for ring in rings)], dtype=np.int32).tobytes()
         corners = np.concatenate(rings) if len(rings) > 1 else rings[0]
-        hundredths = np.rint(corners * 100)
-        if (np.abs(hundredths) < 2**31).all() and (hundredths / 100 == corners).all():
-            return cls(Form.HUNDREDTHS, head + hundredths.astype(np.int32).tobytes())
+        for form, (kind, steps) in _STEPS.items():
+            counted = np.rint(corners * steps)
+            if np.abs(counted).max() <= np.iinfo(kind).max and (counted / steps == corners).all():
+                return cls(form, head + counted.astype(kind).tobytes())
         return cls(Form.FLOATS, head + corners.tobytes())
 
     @classmethod
@@ -61,13 +70,14 @@ class PackedMask:
     @property
     def rings(self) -> list[Ring] | None:
         """The outlines as they were given; None of run lengths."""
-        if self.form not in (Form.HUNDREDTHS, Form.FLOATS):
+        if self.form not in (*_STEPS, Form.FLOATS):
             return None
         count = int(np.frombuffer(self.data, dtype=np.int32, count=1)[0])
         lengths = np.frombuffer(self.data, dtype=np.int32, count=count, offset=4)
         begin = 4 * (count + 1)
-        if self.form == Form.HUNDREDTHS:
-            flat = np.frombuffer(self.data, dtype=np.int32, offset=begin) / 100
+        if self.form in _STEPS:
+            kind, steps = _STEPS[self.form]
+            flat = np.frombuffer(self.data, dtype=kind, offset=begin) / steps
         else:
             flat = np.frombuffer(self.data, dtype=np.float64, offset=begin)
         return np.split(flat.reshape(-1, 2), np.cumsum(lengths)[:-1])

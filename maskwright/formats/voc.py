@@ -15,14 +15,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
-from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from maskwright.formats.builder import DatasetBuilder, Invalid, ObjectRecord, mask_of_runs
 from maskwright.formats.dataset import Categories, Dataset
 from maskwright.formats.format import Format, Source, Split
 from maskwright.structures import rle
 
-CLASSES: tuple[str, ...] = tuple(FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"][1:])
+CLASSES: tuple[str, ...] = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""In the order of their numbers in the maps, 1 to 20."""
 VOID = 255
 _FOLDERS = (".", "VOC2012", "VOCdevkit/VOC2012")
 
