@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks.measure import check_sections, report
 from maskwright.comparison.training import train_run
 from maskwright.formats.catalog import images_to_learn_from, open_split
+from maskwright.formats.coco import to_coco
 from maskwright.formats.files import write_json
 from maskwright.recipes import DataOptions, find_recipe
 
@@ -30,7 +31,7 @@ def twenty(options: argparse.Namespace) -> Path:
     folder = Path(options.out) / "twenty"
     whole = open_split(options.data, "train")
     some = whole.subset(images_to_learn_from(whole, "keypoints")[:HEART])
-    data = some.to_coco()
+    data = to_coco(some)
     for split, place in (("train", "images"), ("val", "again")):  # splits may not share files
         target = folder / "images" / place
         target.parent.mkdir(parents=True, exist_ok=True)

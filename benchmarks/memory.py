@@ -18,10 +18,11 @@ from rich.console import Console
 
 from benchmarks.measure import report
 from maskwright.api import score
+from maskwright.formats.coco_results import CocoFile
 from maskwright.formats.dataset import Categories
 from maskwright.formats.files import write_json
 from maskwright.inference.predictor import Model
-from maskwright.inference.results import CocoFile, Result
+from maskwright.inference.results import Result
 from maskwright.recipes import DataOptions, find_recipe
 from maskwright.runs import ModelCard
 from maskwright.runs.checkpoints import build_system
@@ -84,7 +85,7 @@ def measured(model: Model, image: npt.NDArray[np.uint8], folder: Path) -> tuple[
 
     def save() -> None:
         file = CocoFile(model.categories)
-        file.add(results[0], "a.png")
+        file.add(results[0].instances, "a.png")
         write_json(folder / "predictions.json", file.to_dict())
 
     def evaluate() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from maskwright.formats.catalog import open_split
+from maskwright.formats.coco import to_coco
 from maskwright.metrics.overlaps import as_rle
 from maskwright.recipes import DataOptions, Recipe, find_recipe
 from maskwright.structures import Masks
@@ -161,7 +162,7 @@ def truth_as_proposals(data: Path) -> Path:
     folder.mkdir(exist_ok=True)
     for split in ("train", "val"):
         dataset = open_split(data, split)  # type: ignore[arg-type]
-        truth = [{**entry, "score": 0.9} for entry in dataset.to_coco()["annotations"]]
+        truth = [{**entry, "score": 0.9} for entry in to_coco(dataset)["annotations"]]
         for i, image_id in enumerate(dataset.image_ids.tolist()):
             corner = torch.zeros(1, *dataset.image_size(i), dtype=torch.bool)
             corner[0, :20, :20] = True

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -10,8 +10,9 @@ from torch.utils import data as torch_data
 from torch.utils.data import DataLoader, Sampler
 
 from maskwright.data.proposals import Proposals
+from maskwright.data.sample import InputSample
 from maskwright.data.transforms import Transform, drop_unseen
-from maskwright.formats.dataset import Dataset, Sample
+from maskwright.formats.dataset import Dataset
 from maskwright.structures import ImageBatch, InputSpec, Instances, PatchKind
 
 
@@ -42,7 +43,7 @@ def key_of(seed: int, epoch: int, image_id: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def prepare(sample: Sample, spec: InputSpec) -> tuple[torch.Tensor, Instances]:
+def prepare(sample: InputSample, spec: InputSpec) -> tuple[torch.Tensor, Instances]:
     """Pixels (3, h, w) and instances of a sample in the input frame."""
     pixels = spec.to_pixels(sample.image, sample.input_size)
     return pixels, drop_unseen(sample.instances.resize((pixels.shape[1], pixels.shape[2])))
@@ -98,14 +99,14 @@ class TrainingImages(torch_data.Dataset[Row | str]):
 
     def __getitem__(self, address: Address) -> Row | str:
         try:  # a worker's exceptions reach the user wrapped in its traceback; a message does not
-            sample = self.dataset.read(address.index, self.spec.intensity)
+            read = self.dataset.read(address.index, self.spec.intensity)
         except ValueError as error:
             return str(error)
+        given = None
         if self.proposals is not None:
-            given = self.proposals.of(sample.id, sample.instances.image_size, with_masks=self.with_masks)
-            sample = replace(sample, proposals=given)
-        key = key_of(self.seed, address.epoch, sample.id)
-        sample = self.transform(sample, torch.Generator().manual_seed(key))
+            given = self.proposals.of(read.id, read.instances.image_size, with_masks=self.with_masks)
+        key = key_of(self.seed, address.epoch, read.id)
+        sample = self.transform(InputSample.of(read, given), torch.Generator().manual_seed(key))
         pixels, instances = prepare(sample, self.spec)
         size = sample.instances.image_size
         return Row(sample.id, sample.name, size, sample.proposals, pixels, instances, key, address.weight)

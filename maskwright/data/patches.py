@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils import data as torch_data
 
 from maskwright.data.loader import Address, Batch, Row, key_of, padded_together
+from maskwright.data.sample import InputSample
 from maskwright.data.transforms import Transform
-from maskwright.formats.dataset import Dataset, Sample
+from maskwright.formats.dataset import Dataset
 from maskwright.structures import InputSpec, PatchBatch, PatchGeometry, PatchKind
 from maskwright.structures.rle import Window
 
@@ -273,11 +274,11 @@ class TrainingPatches(torch_data.Dataset[Row | str]):
         size, objects = sample.instances.image_size, sample.instances.resize((side, side))
         return Row(sample.id, sample.name, size, None, pixels, objects, key, address.weight, kind)
 
-    def read(self, patch: Patch, generator: torch.Generator) -> Sample:
+    def read(self, patch: Patch, generator: torch.Generator) -> InputSample:
         """A patch with its object; what lies outside the image is middle gray."""
         first = self.sampler.objects.starts[patch.image]
         rows = slice(patch.object - first, patch.object - first + 1) if patch.object >= 0 else slice(0, 0)
-        whole = self.dataset.read(patch.image, self.spec.intensity, rows=rows)
+        whole = InputSample.of(self.dataset.read(patch.image, self.spec.intensity, rows=rows))
         colored = self.augment.color(replace(whole, image=_overlap(whole.image, patch.window)), generator)
         image = _surrounded(colored.image, patch.window)
         cut = replace(whole, image=image, instances=whole.instances.crop(patch.window))

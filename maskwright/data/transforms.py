@@ -1,6 +1,6 @@
 """Augmentation: image and instances move together.
 
-Every transform takes a `Sample` in the original frame and a random generator, and returns a `Sample`. None of them resizes
+Every transform takes an `InputSample` in the original frame and a random generator, and returns one. None of them resizes
 pixels: a scale is a window of the image and the size it shall have in the input frame, and `InputSpec` does the resizing,
 once. Colors are left to torchvision.
 """
@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torchvision.transforms import v2
 
-from maskwright.formats.dataset import Sample
+from maskwright.data.sample import InputSample
 from maskwright.structures import Instances, KeypointSchema, ResizeRule
 from maskwright.structures.rle import Window
 
@@ -21,7 +21,7 @@ from maskwright.structures.rle import Window
 class Transform(Protocol):
     """One step of an augmentation."""
 
-    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+    def __call__(self, sample: InputSample, generator: torch.Generator) -> InputSample:
         """The changed sample; the same generator state gives the same change."""
 
 
@@ -37,7 +37,7 @@ class Flip:
     horizontal: bool = True
     schema: KeypointSchema | None = None
 
-    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+    def __call__(self, sample: InputSample, generator: torch.Generator) -> InputSample:
         """Mirror, or not."""
         if _uniform(generator, 0, 1) >= self.p:
             return sample
@@ -52,7 +52,7 @@ class ShortSide:
     choices: Sequence[int]
     rule: ResizeRule
 
-    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+    def __call__(self, sample: InputSample, generator: torch.Generator) -> InputSample:
         """Choose the size in the input frame, by the rule of the system's input but for the short side."""
         short = self.choices[int(torch.randint(len(self.choices), (), generator=generator))]
         return replace(sample, input_size=replace(self.rule, short_px=short).size(sample.instances.image_size))
@@ -73,7 +73,7 @@ class ScaleJitterCrop:
     low: float
     high: float
 
-    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+    def __call__(self, sample: InputSample, generator: torch.Generator) -> InputSample:
         """Choose a scale and cut a window."""
         height, width = sample.instances.image_size
         scale = self.rule.scale((height, width)) * math.exp(_uniform(generator, math.log(self.low), math.log(self.high)))
@@ -92,7 +92,7 @@ class Transpose:
 
     p: float = 0.5
 
-    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+    def __call__(self, sample: InputSample, generator: torch.Generator) -> InputSample:
         """Transpose, or not."""
         if _uniform(generator, 0, 1) >= self.p:
             return sample
@@ -107,7 +107,7 @@ class ColorJitter:
         self.p = p
         self._jitter = v2.ColorJitter(brightness=brightness, contrast=contrast, saturation=saturation)
 
-    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+    def __call__(self, sample: InputSample, generator: torch.Generator) -> InputSample:
         """Change the colors, or not."""
         if _uniform(generator, 0, 1) >= self.p:
             return sample
@@ -124,14 +124,14 @@ class Compose:
 
     steps: Sequence[Transform]
 
-    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+    def __call__(self, sample: InputSample, generator: torch.Generator) -> InputSample:
         """Apply every step."""
         for step in self.steps:
             sample = step(sample, generator)
         return sample
 
 
-def crop(sample: Sample, window: Window) -> Sample:
+def crop(sample: InputSample, window: Window) -> InputSample:
     """Cut image and instances to x0, y0, x1, y1."""
     x0, y0, x1, y1 = window
     return replace(sample.moved(lambda objects: objects.crop(window)), image=sample.image[y0:y1, x0:x1])

@@ -1,73 +1,97 @@
-"""Finding data sets on disk: which annotation file, which image folder, which split."""
+"""What lies in a folder or file: the only module that knows all formats.
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+Ours are listed here. Another package adds its own, a `Format`, under the entry point group `maskwright.formats`; it is asked
+after ours, so that a folder that was understood before stays understood.
+"""
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from maskwright.formats.cityscapes import MAPS, read_cityscapes
-from maskwright.formats.coco import parse_coco
+from maskwright.formats.builder import Invalid
+from maskwright.formats.cityscapes import CITYSCAPES
+from maskwright.formats.coco import COCO
 from maskwright.formats.dataset import Dataset
-from maskwright.formats.files import read_json
-from maskwright.formats.voc import read_sbd, read_voc
+from maskwright.formats.format import Format, Source, Split
+from maskwright.formats.voc import SBD, VOC
 
-_SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
-_VOC_FOLDERS = (".", "VOC2012", "VOCdevkit/VOC2012")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One annotation file, or a folder of them, with the folder its images lie in, and what reads it as COCO annotations."""
-
-    annotations: Path
-    images: Path
-    read: Callable[[Path], Any] = read_json
+FORMATS: tuple[Format, ...] = (COCO, VOC, SBD, CITYSCAPES)
+"""Ours, in the order in which a folder is tried."""
+ENTRY_POINTS = "maskwright.formats"
+"""The group under which other packages register theirs."""
 
 
-def find_split(data: Path, split: Literal["train", "val"], *, keypoints: bool = False) -> Source | None:
-    """The files of a split in a folder, in one of the layouts people have; None where there is none.
+def all_formats() -> Iterator[Format]:
+    """Ours, then those of other packages, which are imported only if it comes to that."""
+    yield from FORMATS
+    yield from foreign_formats()
 
-    Layouts: `images/ + annotations/train.json`, COCO 2017 and 2014 (`annotations/instances_train2017.json` + `train2017/`),
-    Roboflow (`train/_annotations.coco.json`, images beside it), VOC 2012 (`ImageSets/Segmentation/train.txt`), SBD
-    (`train.txt` beside `inst/`, `cls/` and `img/`), and Cityscapes (`gtFine/train/` and `leftImg8bit/train/`).
+
+def foreign_formats() -> tuple[Format, ...]:
+    """The formats that other packages brought, by name.
+
+    Raises:
+        ValueError: one that cannot be used; the message names its package.
+    """
+    found = [_load(point) for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)]
+    names = [form.name for form in (*FORMATS, *found)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        packages = ", ".join(sorted({_package(point) for point in entry_points(group=ENTRY_POINTS)}))
+        raise ValueError(f"two formats are named {', '.join(twice)}: uninstall one of the packages that bring them: {packages}")
+    return tuple(found)
+
+
+def _load(point: EntryPoint) -> Format:
+    """What an entry point stands for."""
+    where = f"the format {point.name} of the package {_package(point)} ({point.value})"
+    try:
+        found = point.load()
+    except Exception as error:  # whatever a foreign module raises
+        raise ValueError(f"{where} cannot be imported ({error!r}): update or uninstall that package") from None
+    if not isinstance(found, Format):
+        raise ValueError(f"{where} is {found!r}, expected a maskwright.formats.Format: update or uninstall that package")
+    return found
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.module
+
+
+def find_split(data: Path, split: Split, *, keypoints: bool = False) -> tuple[Format, Source] | None:
+    """The files of a split in a folder, and whose they are; None where no format has such a layout.
 
     Args:
-        keypoints: whether COCO's `person_keypoints_train2017.json` is taken first, where there is one.
+        keypoints: whether annotations of keypoints are taken first, where there is a choice.
     """
-    names = ("person_keypoints", "instances") if keypoints else ("instances", "person_keypoints")
-    for name in _SPLIT_NAMES[split]:
-        plain = data / "annotations" / f"{name}.json"
-        if plain.is_file():
-            return Source(plain, data / "images")
-        for what, year in itertools.product(names, ("2017", "2014")):
-            coco = data / "annotations" / f"{what}_{name}{year}.json"
-            if coco.is_file():
-                folder = data / f"{name}{year}"
-                return Source(coco, folder if folder.is_dir() else data / "images" / f"{name}{year}")
-        roboflow = data / name / "_annotations.coco.json"
-        if roboflow.is_file():
-            return Source(roboflow, data / name)
-    for place in _VOC_FOLDERS:
-        voc = data / place / "ImageSets" / "Segmentation" / f"{split}.txt"
-        if voc.is_file():
-            return Source(voc, data / place / "JPEGImages", read_voc)
-    sbd = data / f"{split}.txt"
-    if sbd.is_file() and (data / "inst").is_dir():
-        return Source(sbd, data / "img", read_sbd)
-    maps = data / MAPS / split
-    return Source(maps, data / "leftImg8bit" / split, read_cityscapes) if maps.is_dir() else None
+    for form in all_formats():
+        source = form.find(data, split, keypoints=keypoints)
+        if source is not None:
+            return form, source
+    return None
+
+
+def format_of_file(path: Path) -> Format:
+    """What a single annotation file is; COCO where nobody else claims it."""
+    return next((form for form in all_formats() if form.owns_file and form.owns_file(path)), COCO)
+
+
+def _layouts(split: Split) -> str:
+    """What folders may look like, in words."""
+    words = [form.layout.replace("{split}", split) for form in all_formats()]
+    return f"{', '.join(words[:-1])}, or {words[-1]}"
 
 
 def open_split(
     data: Path,
-    split: Literal["train", "val"],
+    split: Split,
     *,
     images: Path | None = None,
     classes: Sequence[str] | None = None,
-    invalid: Literal["stop", "skip"] = "stop",
+    invalid: Invalid = "stop",
     needs_images: bool = True,
     keypoints: bool = False,
 ) -> Dataset:
@@ -79,24 +103,22 @@ def open_split(
     if data.is_file():
         if images is None and needs_images:
             raise ValueError(f"{data}: an annotation file needs the folder of its images: add --images DIR")
-        source: Source | None = Source(data, images or data.parent)
+        form, source = format_of_file(data), Source(data, images or data.parent)
     elif data.is_dir():
         if images is not None:
             raise ValueError(f"{data}: a folder brings its own images: leave --images away, or give one annotation file")
-        source = find_split(data, split, keypoints=keypoints)
+        found = find_split(data, split, keypoints=keypoints)
+        if found is None:
+            raise ValueError(
+                f"{data}: found no {split} annotations; expected {_layouts(split)}; "
+                "or give one annotation file with --images DIR"
+            )
+        form, source = found
     else:
         raise ValueError(f"{data}: there is no such file or folder")
-    if source is None:
-        raise ValueError(
-            f"{data}: found no {split} annotations; expected annotations/{split}.json with images/, "
-            f"annotations/instances_{split}2017.json (or person_keypoints_{split}2017.json) with {split}2017/, "
-            f"{split}/_annotations.coco.json, VOC's ImageSets/Segmentation/{split}.txt, SBD's {split}.txt with inst/, or "
-            f"Cityscapes' gtFine/{split}/ with leftImg8bit/{split}/; or give one annotation file with --images DIR"
-        )
     if needs_images and not source.images.is_dir():
         raise ValueError(f"{source.images}: there is no such image folder (for {source.annotations})")
-    data_read = source.read(source.annotations)
-    return parse_coco(data_read, source.annotations, source.images, classes=classes, invalid=invalid)
+    return form.read(source.annotations, source.images, classes=classes, invalid=invalid)
 
 
 def open_datasets(
@@ -106,7 +128,7 @@ def open_datasets(
     val_fraction: float | None = None,
     seed: int = 0,
     classes: Sequence[str] | None = None,
-    invalid: Literal["stop", "skip"] = "stop",
+    invalid: Invalid = "stop",
     keypoints: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets: the folder's own splits, or one file divided by a seeded draw.

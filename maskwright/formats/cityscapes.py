@@ -1,4 +1,4 @@
-"""Cityscapes: the folders of the download, read as COCO annotations.
+"""Cityscapes: the folders of the download.
 
 Cordts et al., CVPR 2016. `leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png` are the images; beside each there are, in
 `gtFine/SPLIT/CITY/`, a map of its objects, `NAME_gtFine_instanceIds.png`, and the polygons it was drawn from,
@@ -8,7 +8,7 @@ group of them that was not told apart, which becomes a crowd.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -18,8 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
+from maskwright.formats.builder import DatasetBuilder, Invalid, ObjectRecord, mask_of_runs
+from maskwright.formats.dataset import Categories, Dataset
+from maskwright.formats.files import write_text
+from maskwright.formats.format import Format, Source, Split
 from maskwright.formats.images import MAX_PIXELS
-from maskwright.structures import rle
+from maskwright.structures import Instances, rle
 
 CLASSES: Mapping[str, int] = MappingProxyType(
     {"person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
@@ -44,31 +48,36 @@ IMAGE, MAP, POLYGONS = "_leftImg8bit.png", "_gtFine_instanceIds.png", "_gtFine_p
 Map = npt.NDArray[np.int32]
 
 
-def read_cityscapes(split: Path) -> dict[str, Any]:
-    """A split of Cityscapes as COCO annotations, with the labels of the maps as category ids.
+def find_cityscapes(data: Path, split: Split, *, keypoints: bool) -> Source | None:
+    """The maps and images of a split, or None."""
+    maps = data / MAPS / split
+    return Source(maps, data / "leftImg8bit" / split) if maps.is_dir() else None
+
+
+def read_cityscapes(
+    path: Path, image_folder: Path, *, classes: Sequence[str] | None = None, invalid: Invalid = "stop"
+) -> Dataset:
+    """Read a split of Cityscapes, with the labels of the maps as category ids.
 
     Args:
-        split: the folder of its maps, ROOT/gtFine/val.
+        path: the folder of its maps, ROOT/gtFine/val.
+        image_folder: that of its images.
+        classes: names to keep, in this order; by default all.
+        invalid: what becomes of bad entries; a file that is missing or damaged always stops the reading.
 
     Raises:
         ValueError: a file is missing or damaged.
     """
-    names = sorted(
-        {str(path.relative_to(split))[: -len(end)] for end in (MAP, POLYGONS) for path in split.glob(f"*/[!.]*{end}")}
-    )
+    names = sorted({str(file.relative_to(path))[: -len(end)] for end in (MAP, POLYGONS) for file in path.glob(f"*/[!.]*{end}")})
     if not names:
-        raise ValueError(f"{split}: holds no CITY/*{MAP} and no CITY/*{POLYGONS}: expected the annotations of Cityscapes")
+        raise ValueError(f"{path}: holds no CITY/*{MAP} and no CITY/*{POLYGONS}: expected the annotations of Cityscapes")
+    categories = Categories(tuple(CLASSES), tuple(CLASSES.values()))
+    builder = DatasetBuilder(path, image_folder, categories, classes=classes, invalid=invalid)
     with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(lambda name: _objects(read_map(split, name)), names))
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, (name, (size, entries)) in enumerate(zip(names, objects, strict=True), start=1):
-        file = f"{Path(name).as_posix()}{IMAGE}"
-        images.append({"id": number, "file_name": file, "height": size[0], "width": size[1]})
-        for entry in entries:
-            annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})
-    categories = [{"id": label, "name": name} for name, label in CLASSES.items()]
-    return {"images": images, "annotations": annotations, "categories": categories}
+        found = list(pool.map(lambda name: _objects(read_map(path, name)), names))
+    for name, (size, objects) in zip(names, found, strict=True):
+        builder.add_counted(f"{Path(name).as_posix()}{IMAGE}", size, objects)
+    return builder.build()
 
 
 def map_name(file_name: str) -> str:
@@ -142,8 +151,8 @@ def _value(label: str, counts: dict[str, int]) -> int:
     return _LABELS[name] * FIRST_OBJECT + counts[name] - 1
 
 
-def _objects(values: Map) -> tuple[tuple[int, int], list[dict[str, Any]]]:
-    """Size of a map, and its objects and groups, in the order of their numbers."""
+def _objects(values: Map) -> tuple[tuple[int, int], list[tuple[int, ObjectRecord]]]:
+    """Size of a map, and its objects and groups with their labels, in the order of their numbers."""
     size = (values.shape[0], values.shape[1])
     flat = values.T.reshape(-1)  # down the columns, as run lengths go
     starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
@@ -153,7 +162,45 @@ def _objects(values: Map) -> tuple[tuple[int, int], list[dict[str, Any]]]:
         label = value if value < FIRST_OBJECT else value // FIRST_OBJECT
         if label in CLASSES.values():
             own = value_of == value
-            counts = rle.runs_to_counts((starts[own], ends[own]), size)
-            code = {"size": list(size), "counts": rle.counts_to_string(counts)}
-            objects.append({"category_id": label, "segmentation": code, "iscrowd": int(value < FIRST_OBJECT)})
+            objects.append((label, ObjectRecord(mask_of_runs((starts[own], ends[own]), size), is_crowd=value < FIRST_OBJECT)))
     return size, objects
+
+
+# Writing
+
+
+def check_cityscapes(categories: Categories, *, has_masks: bool) -> None:
+    """Make sure that a model can take part in the benchmark."""
+    if not has_masks or not set(categories.names) & set(CLASSES):
+        what = f"only classes {', '.join(categories.names)}" if has_masks else "no masks"
+        raise ValueError(f"format cityscapes: the model finds {what}: the benchmark scores masks of {', '.join(CLASSES)}")
+
+
+def write_cityscapes(instances: Instances, categories: Categories, path: Path) -> list[Path]:
+    """Detections of an image as the benchmark's server takes them.
+
+    These are PATH.txt, whose lines are a mask's file, the label of its class and its score, and the masks in PATH_masks/.
+    """
+    assert instances.masks is not None
+    assert instances.scores is not None
+    folder, lines = path.parent / f"{path.name}_masks", []
+    names = [categories.names[label] for label in instances.labels.tolist()]
+    found = zip(names, instances.scores.tolist(), instances.masks.crops(), strict=True)
+    for number, (name, score, (crop, (x0, y0, x1, y1))) in enumerate(found):
+        if name in CLASSES:
+            mask = np.zeros(instances.image_size, dtype=np.uint8)
+            mask[y0:y1, x0:x1] = 255 * crop
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(folder / f"{number}.png")
+            lines.append(f"{folder.name}/{number}.png {CLASSES[name]} {score:.6f}\n")
+    listed = path.with_name(f"{path.name}.txt")
+    write_text(listed, "".join(lines))
+    return [listed]
+
+
+CITYSCAPES = Format(
+    name="cityscapes",
+    layout="Cityscapes' gtFine/{split}/ with leftImg8bit/{split}/",
+    find=find_cityscapes,
+    read=read_cityscapes,
+)

@@ -1,32 +1,68 @@
-"""COCO annotations. Here and in coco_results.py alone are COCO's xywh boxes and category ids known."""
+"""COCO annotations, read and written. Here and in coco_results.py alone are COCO's xywh boxes, flat polygons and ids known."""
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from maskwright.formats.dataset import Categories, Columns, Dataset
+from maskwright.formats.builder import (
+    Box,
+    DatasetBuilder,
+    Invalid,
+    ObjectMask,
+    ObjectRecord,
+    choose_classes,
+    integer,
+    mask_of_polygons,
+    mask_of_rle,
+    number,
+    text,
+)
+from maskwright.formats.dataset import Categories, Dataset
 from maskwright.formats.files import read_json
+from maskwright.formats.format import Format, Source, Split
+from maskwright.formats.packing import PackedMask
 from maskwright.structures import KeypointSchema, rle
 
-MAX_PROBLEMS_SHOWN = 10
+_SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+
+# Finding
+
+
+def find_coco(data: Path, split: Split, *, keypoints: bool) -> Source | None:
+    """A split in one of three layouts, or None.
+
+    They are `images/ + annotations/train.json`, COCO 2017 and 2014 (`annotations/instances_train2017.json` + `train2017/`) and
+    Roboflow (`train/_annotations.coco.json`, images beside it).
+
+    Args:
+        keypoints: whether COCO's `person_keypoints_train2017.json` is taken first, where there is one.
+    """
+    names = ("person_keypoints", "instances") if keypoints else ("instances", "person_keypoints")
+    for name in _SPLIT_NAMES[split]:
+        plain = data / "annotations" / f"{name}.json"
+        if plain.is_file():
+            return Source(plain, data / "images")
+        for what, year in itertools.product(names, ("2017", "2014")):
+            coco = data / "annotations" / f"{what}_{name}{year}.json"
+            if coco.is_file():
+                folder = data / f"{name}{year}"
+                return Source(coco, folder if folder.is_dir() else data / "images" / f"{name}{year}")
+        roboflow = data / name / "_annotations.coco.json"
+        if roboflow.is_file():
+            return Source(roboflow, data / name)
+    return None
+
 
 # Reading
 
 
-def read_coco(
-    path: Path,
-    image_folder: Path,
-    *,
-    classes: Sequence[str] | None = None,
-    invalid: Literal["stop", "skip"] = "stop",
-) -> Dataset:
+def read_coco(path: Path, image_folder: Path, *, classes: Sequence[str] | None = None, invalid: Invalid = "stop") -> Dataset:
     """Read and check a COCO annotation file.
 
     Args:
@@ -42,195 +78,37 @@ def read_coco(
 
 
 def parse_coco(
-    data: Any,
-    path: Path,
-    image_folder: Path,
-    *,
-    classes: Sequence[str] | None = None,
-    invalid: Literal["stop", "skip"] = "stop",
+    data: Any, path: Path, image_folder: Path, *, classes: Sequence[str] | None = None, invalid: Invalid = "stop"
 ) -> Dataset:
-    """The same from what the file holds, or from what is to be read as if it were such a file."""
+    """The same from what the file holds."""
     if not isinstance(data, dict) or any(
         not isinstance(data.get(key), list) for key in ("images", "annotations", "categories")
     ):
         raise ValueError(f"{path}: not COCO annotations: expected the lists 'images', 'annotations' and 'categories'")
-    categories, wanted = _read_categories(path, data["categories"], classes)
-    problems: list[str] = []
-    listed = _read_images(path, data["images"], problems)
+    categories = _read_categories(path, data["categories"], classes)
     schema = categories.keypoints
     posed = {entry["id"] for entry in data["categories"] if schema and tuple(entry.get("keypoints") or ()) == schema.names}
-    place = {image_id: i for i, image_id in enumerate(listed)}
-    label_of = {category_id: label for label, category_id in enumerate(categories.ids)}
-
-    rows: list[tuple[int, _Row]] = []
-    seen: set[int] = set()
-    for number, annotation in enumerate(data["annotations"]):
-        try:
-            row = _read_annotation(annotation, listed, place, label_of, wanted, seen, schema, posed)
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            name = annotation.get("id", f"number {number}") if isinstance(annotation, dict) else f"number {number}"
-            what = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
-            problems.append(f"annotation {name}: {what}")
-        else:
-            if row is not None:
-                rows.append(row)
-    if problems and invalid == "stop":
-        raise ValueError(_problem_message(path, problems))
-    rows.sort(key=lambda item: item[0])
-    counts = np.bincount(np.array([i for i, _ in rows], dtype=np.int64), minlength=len(listed))
-    return Dataset(
-        path=path,
-        image_folder=image_folder,
-        categories=categories,
-        image_ids=np.array(list(listed), dtype=np.int64),
-        sizes=np.array([entry[1] for entry in listed.values()], dtype=np.int32).reshape(-1, 2),
-        file_names=[entry[0] for entry in listed.values()],
-        columns=_pack([row for _, row in rows], counts, schema),
-        problems=problems,
-    )
+    builder = DatasetBuilder(path, image_folder, categories, classes=classes, invalid=invalid)
+    _read_images(builder, data["images"])
+    for place, annotation in enumerate(data["annotations"]):
+        name = annotation.get("id", f"number {place}") if isinstance(annotation, dict) else f"number {place}"
+        with builder.noting(f"annotation {name}"):
+            _read_annotation(builder, annotation, posed)
+    return builder.build()
 
 
-@dataclass(frozen=True)
-class _Row:
-    id: int
-    bbox: tuple[float, float, float, float]
-    label: int
-    area: float
-    is_crowd: bool
-    keypoints: npt.NDArray[np.float32]
-    segment: bytes
-
-
-def _read_categories(path: Path, entries: list[Any], classes: Sequence[str] | None) -> tuple[Categories, set[int]]:
-    """The classes in use, and the ids of all classes of the file."""
+def _read_categories(path: Path, entries: list[Any], classes: Sequence[str] | None) -> Categories:
+    """All classes of the file, with the keypoints of those in use."""
     try:
         pairs = [(text(entry["name"], "name"), integer(entry["id"], "id")) for entry in entries]
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: each category needs an 'id' and a 'name' ({error})") from None
-    ids = [category_id for _, category_id in pairs]
-    names = [name for name, _ in pairs]
-    for what, values in (("id", [str(i) for i in ids]), ("name", names)):
-        twice = sorted({value for value in values if values.count(value) > 1})
-        if twice:
-            raise ValueError(f"{path}: category {what} {', '.join(twice)} stands twice: make them unique")
     if not pairs:
         raise ValueError(f"{path}: there are no categories: list the classes under 'categories'")
-    if classes is not None:
-        if not classes or len(set(classes)) != len(classes):
-            raise ValueError(f"got classes {', '.join(classes) or 'none'}: name each class once, and at least one")
-        unknown = [name for name in classes if name not in names]
-        if unknown:
-            raise ValueError(f"{path}: no class is named {', '.join(unknown)}; there are {', '.join(names)}")
-        pairs = [pairs[names.index(name)] for name in classes]
-    chosen = {category_id for _, category_id in pairs}
+    names, ids = tuple(name for name, _ in pairs), tuple(category_id for _, category_id in pairs)
+    chosen = set(choose_classes(path, Categories(names, ids), classes).ids)
     schema = _keypoint_schema(path, [entry for entry, category_id in zip(entries, ids, strict=True) if category_id in chosen])
-    return Categories(tuple(n for n, _ in pairs), tuple(i for _, i in pairs), schema), set(ids)
-
-
-def _read_images(path: Path, entries: list[Any], problems: list[str]) -> dict[int, tuple[str, tuple[int, int]]]:
-    """id → (file name, (height, width)), in the order of the file."""
-    listed: dict[int, tuple[str, tuple[int, int]]] = {}
-    for number, entry in enumerate(entries):
-        try:
-            image_id, name = integer(entry["id"], "id"), text(entry["file_name"], "file_name")
-            size = rle.check_size([integer(entry["height"], "height"), integer(entry["width"], "width")])
-        except (TypeError, KeyError, ValueError) as error:
-            problems.append(f"image number {number}: needs 'id', 'file_name', 'height' and 'width' ({error})")
-            continue
-        parts = PurePosixPath(name.replace("\\", "/"))
-        if not parts.name or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
-            problems.append(f"image {image_id}: file name {name!r} leaves the image folder: give it relative to that folder")
-        elif image_id in listed:
-            problems.append(f"image {image_id}: the id stands twice: make image ids unique")
-        else:
-            listed[image_id] = (str(parts), size)
-    if not listed and not problems:
-        raise ValueError(f"{path}: there are no images: list them under 'images'")
-    return listed
-
-
-def _read_annotation(
-    entry: dict[str, Any],
-    listed: dict[int, tuple[str, tuple[int, int]]],
-    place: dict[int, int],
-    label_of: dict[int, int],
-    known: set[int],
-    seen: set[int],
-    schema: KeypointSchema | None,
-    posed: set[int],
-) -> tuple[int, _Row] | None:
-    """(index of its image, the row), or None for a class that is not wanted."""
-    annotation_id, image_id, category_id = (integer(entry[key], key) for key in ("id", "image_id", "category_id"))
-    if annotation_id in seen:
-        raise ValueError("the id stands twice: make annotation ids unique")
-    seen.add(annotation_id)
-    if image_id not in listed:
-        raise ValueError(f"image_id {image_id} is not among 'images': remove it or add the image")
-    if category_id not in known:
-        raise ValueError(f"category_id {category_id} is not among 'categories': remove it or add the category")
-    if category_id not in label_of:
-        return None
-    size = listed[image_id][1]
-    segmentation = entry.get("segmentation") or None
-    bounds, pixels = (None, None) if segmentation is None else _check_segmentation(segmentation, size)
-    if segmentation is not None and pixels is None and entry.get("area") is None:
-        starts, ends = rle.runs_from_polygons(segmentation, size)
-        pixels = float((ends - starts).sum())
-    if entry.get("bbox"):
-        bbox = _check_bbox(entry["bbox"], size)
-    elif bounds is not None:
-        bbox = (bounds[0], bounds[1], bounds[2] - bounds[0], bounds[3] - bounds[1])
-    else:
-        raise ValueError("has neither a 'bbox' nor a 'segmentation'")
-    area = bbox[2] * bbox[3] if pixels is None else pixels
-    if entry.get("area") is not None:
-        area = number(entry["area"], "area")
-    is_crowd = entry.get("iscrowd") or 0
-    if is_crowd not in (0, 1):
-        raise ValueError(f"iscrowd is {is_crowd!r}, expected 0 or 1")
-    if not np.isfinite(area) or area < 0:
-        raise ValueError(f"area is {area}, expected a number of px² that is not negative")
-    return place[image_id], _Row(
-        id=annotation_id,
-        bbox=bbox,
-        label=label_of[category_id],
-        area=area,
-        is_crowd=bool(is_crowd),
-        keypoints=_read_keypoints(entry.get("keypoints") if category_id in posed else None, schema),
-        segment=b"" if segmentation is None else json.dumps(segmentation, separators=(",", ":")).encode(),
-    )
-
-
-def _check_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[tuple[float, float, float, float], float | None]:
-    """Bounds of a segmentation that lies in the image, and the pixels of an RLE, for which they cost nothing."""
-    if isinstance(segmentation, dict):
-        runs = rle.runs_from_coco(segmentation, size)
-        x0, y0, x1, y1 = rle.window_of_runs(runs, size)
-        if x1 == 0:
-            raise ValueError("the mask is empty: remove the annotation")
-        return (x0, y0, x1, y1), float((runs[1] - runs[0]).sum())
-    if not isinstance(segmentation, list) or not all(isinstance(part, list) for part in segmentation):
-        raise ValueError("segmentation is neither a list of polygons nor an RLE")
-    vertices = np.concatenate([rle.check_polygon(part) for part in segmentation])
-    (left, top), (right, bottom) = vertices.min(axis=0), vertices.max(axis=0)
-    height, width = size
-    if right <= 0 or bottom <= 0 or left >= width or top >= height:
-        raise ValueError(f"the polygon lies outside the image of {height} x {width} px: remove it or correct the image size")
-    if max(-left, -top, right - width, bottom - height) > max(size):
-        raise ValueError(f"the polygon reaches to ({right:g}, {bottom:g}), far outside the image of {height} x {width} px")
-    return (max(float(left), 0.0), max(float(top), 0.0), min(float(right), width), min(float(bottom), height)), None
-
-
-def _check_bbox(bbox: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """x, y, width, height of a box with some part inside the image."""
-    if not isinstance(bbox, list) or len(bbox) != 4:
-        raise ValueError(f"bbox is {bbox!r}, expected four finite numbers x, y, width, height")
-    x, y, width, height = (number(v, "bbox") for v in bbox)
-    if width <= 0 or height <= 0 or x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
-        raise ValueError(
-            f"bbox {bbox} (x, y, width, height) is empty or outside the image of {size[0]} x {size[1]} px: remove it"
-        )
-    return x, y, width, height
+    return Categories(names, ids, schema)
 
 
 def _keypoint_schema(path: Path, entries: list[Any]) -> KeypointSchema | None:
@@ -248,12 +126,61 @@ def _keypoint_schema(path: Path, entries: list[Any]) -> KeypointSchema | None:
     return None
 
 
-def _read_keypoints(flat: Any, schema: KeypointSchema | None) -> npt.NDArray[np.float32]:
+def _read_images(builder: DatasetBuilder, entries: list[Any]) -> None:
+    for place, entry in enumerate(entries):
+        try:
+            image_id, name = integer(entry["id"], "id"), text(entry["file_name"], "file_name")
+            size = rle.check_size([integer(entry["height"], "height"), integer(entry["width"], "width")])
+        except (TypeError, KeyError, ValueError) as error:
+            builder.problems.append(f"image number {place}: needs 'id', 'file_name', 'height' and 'width' ({error})")
+            continue
+        with builder.noting(f"image {image_id}"):
+            builder.add_image(image_id, name, size)
+    if not entries:
+        raise ValueError(f"{builder.path}: there are no images: list them under 'images'")
+
+
+def _read_annotation(builder: DatasetBuilder, entry: dict[str, Any], posed: set[int]) -> None:
+    object_id, image_id, category_id = (integer(entry[key], key) for key in ("id", "image_id", "category_id"))
+    place = builder.admit(object_id, image_id=image_id, category_id=category_id)
+    if place is None:
+        return
+    segmentation, bbox, area, is_crowd = (entry.get(key) for key in ("segmentation", "bbox", "area", "iscrowd"))
+    mask = _read_segmentation(segmentation, place.size) if segmentation else None
+    box = _read_bbox(bbox, place.size) if bbox else None
+    if mask is None and box is None:
+        raise ValueError("has neither a 'bbox' nor a 'segmentation'")
+    area = None if area is None else number(area, "area")
+    if (is_crowd or 0) not in (0, 1):
+        raise ValueError(f"iscrowd is {is_crowd!r}, expected 0 or 1")
+    points = _read_keypoints(entry.get("keypoints") if category_id in posed else None, builder.categories.keypoints)
+    builder.add(place, ObjectRecord(mask, box, area, bool(is_crowd), points))
+
+
+def _read_segmentation(segmentation: Any, size: tuple[int, int]) -> ObjectMask:
+    if isinstance(segmentation, dict):
+        return mask_of_rle(segmentation, size)
+    if not isinstance(segmentation, list) or not all(isinstance(part, list) for part in segmentation):
+        raise ValueError("segmentation is neither a list of polygons nor an RLE")
+    return mask_of_polygons(segmentation, size)
+
+
+def _read_bbox(bbox: Any, size: tuple[int, int]) -> Box:
+    """A box with some part inside the image."""
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        raise ValueError(f"bbox is {bbox!r}, expected four finite numbers x, y, width, height")
+    box = Box(*(number(v, "bbox") for v in bbox))
+    if not box.touches(size):
+        raise ValueError(
+            f"bbox {bbox} (x, y, width, height) is empty or outside the image of {size[0]} x {size[1]} px: remove it"
+        )
+    return box
+
+
+def _read_keypoints(flat: Any, schema: KeypointSchema | None) -> npt.NDArray[np.float32] | None:
     """(J, 3), pixel corners: COCO's pixel indices plus a half."""
-    if schema is None:
-        return np.zeros((0, 3), dtype=np.float32)
-    if not flat:
-        return np.zeros((len(schema.names), 3), dtype=np.float32)
+    if schema is None or not flat:
+        return None
     points = np.asarray(flat, dtype=np.float32)
     if points.size != 3 * len(schema.names) or not np.isfinite(points).all():
         raise ValueError(f"got {points.size} keypoint numbers, expected {3 * len(schema.names)} finite ones (x, y, v for each)")
@@ -262,45 +189,59 @@ def _read_keypoints(flat: Any, schema: KeypointSchema | None) -> npt.NDArray[np.
     return points
 
 
-def integer(value: Any, name: str) -> int:
-    """A whole number that is not negative, as ids and sizes are; 3.0 will do."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise ValueError(f"{name} is {value!r}, expected a whole number from 0 on")
-    return value
+# Writing
 
 
-def number(value: Any, name: str) -> float:
-    """A finite number."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not np.isfinite(value):
-        raise ValueError(f"{name} holds {value!r}, expected finite numbers")
-    return float(value)
+def to_coco(dataset: Dataset) -> dict[str, Any]:
+    """A data set as a COCO dict with original ids; what other evaluators compare with."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index, image_id in enumerate(dataset.image_ids.tolist()):
+        height, width = dataset.image_size(index)
+        images.append({"id": image_id, "height": height, "width": width, "file_name": dataset.file_name(index)})
+        columns = dataset.columns(index)
+        boxes = np.concatenate([columns.corners, columns.extents], axis=1).tolist()
+        for row, object_id in enumerate(columns.ids.tolist()):
+            entry: dict[str, Any] = {
+                "id": object_id,
+                "image_id": image_id,
+                "category_id": dataset.categories.ids[columns.labels[row]],
+                "bbox": boxes[row],
+                "area": float(columns.areas[row]),
+                "iscrowd": int(columns.is_crowd[row]),
+            }
+            if columns.masks.exists[row]:
+                entry["segmentation"] = _segmentation(columns.masks[row], (height, width))
+            if dataset.categories.keypoints:
+                points = columns.keypoints[row].astype(np.float64)
+                points[points[:, 2] > 0, :2] -= 0.5
+                entry["keypoints"] = points.reshape(-1).tolist()
+                entry["num_keypoints"] = int((points[:, 2] > 0).sum())
+            annotations.append(entry)
+    return {"images": images, "annotations": annotations, "categories": categories_to_coco(dataset.categories)}
 
 
-def text(value: Any, name: str) -> str:
-    """A text that can be shown on one line."""
-    if not isinstance(value, str) or not value.isprintable():
-        raise ValueError(f"{name} is {value!r}, expected a text")
-    return value
+def categories_to_coco(categories: Categories) -> list[dict[str, Any]]:
+    """Classes as COCO's files list them; its skeletons count from 1."""
+    schema = categories.keypoints
+    points: dict[str, Any] = {}
+    if schema is not None:
+        points = {"keypoints": list(schema.names), "skeleton": [[a + 1, b + 1] for a, b in schema.skeleton]}
+    return [{"id": number, "name": name, **points} for number, name in zip(categories.ids, categories.names, strict=True)]
 
 
-def _pack(rows: list[_Row], counts: npt.NDArray[np.int64], schema: KeypointSchema | None) -> Columns:
-    joints = len(schema.names) if schema else 0
-    return Columns(
-        image_starts=np.cumsum([0, *counts]),
-        ids=np.array([row.id for row in rows], dtype=np.int64),
-        bboxes=np.array([row.bbox for row in rows], dtype=np.float64).reshape(-1, 4),
-        labels=np.array([row.label for row in rows], dtype=np.int32),
-        areas=np.array([row.area for row in rows], dtype=np.float64),
-        is_crowd=np.array([row.is_crowd for row in rows], dtype=bool),
-        keypoints=np.array([row.keypoints for row in rows], dtype=np.float32).reshape(len(rows), joints, 3),
-        segments=np.frombuffer(b"".join(row.segment for row in rows), dtype=np.uint8),
-        segment_starts=np.cumsum([0] + [len(row.segment) for row in rows]),
-    )
+def _segmentation(mask: PackedMask, size: tuple[int, int]) -> Any:
+    """As it stood in a file."""
+    rings = mask.rings
+    return mask.to_rle(size) if rings is None else [ring.reshape(-1).tolist() for ring in rings]
 
 
-def _problem_message(path: Path, problems: Sequence[str]) -> str:
-    shown = "\n  ".join(problems[:MAX_PROBLEMS_SHOWN])
-    more = f"\n  and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
-    return f"{path}: {len(problems)} bad entries; correct them, or leave them out with --skip-invalid:\n  {shown}{more}"
+COCO = Format(
+    name="coco",
+    layout=(
+        "annotations/{split}.json with images/, annotations/instances_{split}2017.json (or "
+        "person_keypoints_{split}2017.json) with {split}2017/, {split}/_annotations.coco.json"
+    ),
+    find=find_coco,
+    read=read_coco,
+)

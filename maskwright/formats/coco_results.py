@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskwright.formats.coco import MAX_PROBLEMS_SHOWN, integer, number, text
+from maskwright.formats.builder import MAX_PROBLEMS_SHOWN, integer, number, text
+from maskwright.formats.coco import categories_to_coco
 from maskwright.formats.dataset import Categories, Dataset
 from maskwright.structures import Instances, Masks, rle
 
@@ -41,6 +42,30 @@ def to_coco_results(instances: Instances, image_id: int, categories: Categories)
             entry["keypoints"] = (points - points.new_tensor([0.5, 0.5, 0])).flatten().tolist()  # pixel indices
         results.append(entry)
     return results
+
+
+class CocoFile:
+    """Detections in several images as one COCO data set with scores: any COCO tool opens it, and it can be scored."""
+
+    def __init__(self, categories: Categories) -> None:
+        self.categories = categories
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def add(self, instances: Instances, file_name: str) -> None:
+        """One more image; of its masks only the encodings are kept."""
+        height, width = instances.image_size
+        image_id = len(self.images) + 1
+        self.images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        entries = to_coco_results(instances, image_id, self.categories)
+        areas = [e["bbox"][2] * e["bbox"][3] for e in entries] if instances.masks is None else instances.masks.areas().tolist()
+        for entry, area in zip(entries, areas, strict=True):
+            counts = {"num_keypoints": len(entry["keypoints"]) // 3} if "keypoints" in entry else {}
+            self.annotations.append({"id": len(self.annotations) + 1, **entry, **counts, "area": area, "iscrowd": 0})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the file holds it."""
+        return {"images": self.images, "annotations": self.annotations, "categories": categories_to_coco(self.categories)}
 
 
 def result_boxes(results: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:

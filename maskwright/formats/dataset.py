@@ -1,17 +1,15 @@
 """A data set: images and their objects, whatever files they came from.
 
-It is held compactly: numpy columns and one byte buffer for all segmentations, which forked workers share and which
-does not grow with epochs. Masks are decoded one image at a time.
+It is held compactly: numpy columns and one byte buffer for all masks, which forked workers share and which does not grow
+with epochs. Masks are drawn one image at a time.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +17,8 @@ import torch
 from torch import Tensor
 
 from maskwright.formats import images
-from maskwright.structures import Instances, Intensity, KeypointSchema, Masks, rle
+from maskwright.formats.packing import PackedMasks
+from maskwright.structures import Instances, Intensity, KeypointSchema, Masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,21 +30,12 @@ class Sample:
         instances: its objects.
         id: the image's id in the annotation file.
         name: its file, for messages.
-        input_size: (h, w) it shall have in the input frame; None leaves it to the input's resize rule.
-        proposals: for detectors that consume them.
     """
 
     image: Tensor
     instances: Instances
     id: int
     name: str
-    input_size: tuple[int, int] | None = None
-    proposals: Instances | None = None
-
-    def moved(self, change: Callable[[Instances], Instances]) -> Sample:
-        """With objects and proposals changed alike."""
-        proposals = None if self.proposals is None else change(self.proposals)
-        return replace(self, instances=change(self.instances), proposals=proposals)
 
 
 @dataclass(frozen=True)
@@ -59,17 +49,9 @@ class Categories:
     def __len__(self) -> int:
         return len(self.names)
 
-    def to_coco(self) -> list[dict[str, Any]]:
-        """As COCO's files list them; its skeletons count from 1."""
-        schema = self.keypoints
-        points: dict[str, Any] = {}
-        if schema is not None:
-            points = {"keypoints": list(schema.names), "skeleton": [[a + 1, b + 1] for a, b in schema.skeleton]}
-        return [{"id": number, "name": name, **points} for number, name in zip(self.ids, self.names, strict=True)]
-
 
 class Dataset:
-    """Images with annotations, read by `read_coco`; `dataset[i]` reads and decodes the i-th image."""
+    """Images with their objects, made by a reader's `DatasetBuilder`; `read(i)` reads the i-th image and draws its masks."""
 
     def __init__(
         self,
@@ -107,12 +89,12 @@ class Dataset:
 
     @property
     def has_masks(self) -> bool:
-        """Whether every annotation has a segmentation."""
-        return bool((np.diff(self._columns.segment_starts) > 0).all())
+        """Whether every annotation has a mask."""
+        return bool(self._columns.masks.exists.all())
 
     def ids_without_mask(self) -> list[int]:
-        """Annotations that have no segmentation."""
-        found: list[int] = self._columns.ids[np.diff(self._columns.segment_starts) == 0].tolist()
+        """Annotations that have no mask."""
+        found: list[int] = self._columns.ids[~self._columns.masks.exists].tolist()
         return found
 
     def file_name(self, index: int) -> str:
@@ -135,9 +117,9 @@ class Dataset:
         keypoints = columns.keypoints[rows]
         return Instances(
             image_size=size,
-            boxes=torch.from_numpy(_to_xyxy(columns.bboxes[rows], size)),
+            boxes=torch.from_numpy(columns.boxes(rows, size)),
             labels=torch.from_numpy(columns.labels[rows].astype(np.int64)),
-            masks=self._masks(rows, size) if self.has_masks else None,
+            masks=Masks.from_runs([columns.masks[row].runs(size) for row in there], size) if self.has_masks else None,
             keypoints=torch.from_numpy(keypoints.copy()) if self.categories.keypoints else None,
             is_crowd=torch.from_numpy(columns.is_crowd[rows].copy()),
         )
@@ -145,7 +127,7 @@ class Dataset:
     def boxes(self, index: int) -> npt.NDArray[np.float32]:
         """The boxes of an image, xyxy px (N, 4), without a look at the masks."""
         rows = slice(self._columns.image_starts[index], self._columns.image_starts[index + 1])
-        return _to_xyxy(self._columns.bboxes[rows], self.image_size(index))
+        return self._columns.boxes(rows, self.image_size(index))
 
     def columns(self, index: int) -> Columns:
         """The annotations of an image as the file has them, which is what evaluators compare."""
@@ -200,93 +182,56 @@ class Dataset:
             problems=self.problems,
         )
 
-    def to_coco(self) -> dict[str, Any]:
-        """The ground truth as a COCO dict with original ids; what an evaluator compares with."""
-        columns = self._columns
-        image_of = np.repeat(self.image_ids, np.diff(columns.image_starts))
-        annotations = []
-        for i in range(len(columns.ids)):
-            entry: dict[str, Any] = {
-                "id": int(columns.ids[i]),
-                "image_id": int(image_of[i]),
-                "category_id": self.categories.ids[columns.labels[i]],
-                "bbox": columns.bboxes[i].tolist(),
-                "area": float(columns.areas[i]),
-                "iscrowd": int(columns.is_crowd[i]),
-            }
-            segmentation = columns.segmentation(i)
-            if segmentation is not None:
-                entry["segmentation"] = segmentation
-            if self.categories.keypoints:
-                points = columns.keypoints[i].astype(np.float64).copy()
-                points[points[:, 2] > 0, :2] -= 0.5
-                entry["keypoints"] = points.reshape(-1).tolist()
-                entry["num_keypoints"] = int((points[:, 2] > 0).sum())
-            annotations.append(entry)
-        listed = [
-            {
-                "id": int(self.image_ids[i]),
-                "height": self.image_size(i)[0],
-                "width": self.image_size(i)[1],
-                "file_name": self.file_name(i),
-            }
-            for i in range(len(self))
-        ]
-        return {"images": listed, "annotations": annotations, "categories": self.categories.to_coco()}
-
-    def _masks(self, rows: slice, size: tuple[int, int]) -> Masks:
-        parts = [self._columns.runs(row, size) for row in range(rows.start, rows.stop)]
-        return Masks.from_runs(parts, size)
-
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Annotations in columns, grouped by image: image i owns rows image_starts[i] … image_starts[i + 1]."""
+    """Annotations in columns, grouped by image: image i owns rows image_starts[i] … image_starts[i + 1].
+
+    Boxes are held by their top left corner and their extent, not by two corners: evaluators compare widths and heights, and
+    in float64 (x + w) - x is not w. Whoever wants corners adds once and gets the same bits every time.
+
+    Args:
+        ids: of the annotations.
+        corners: left and top of each box as annotated, px, (N, 2); may lie outside the image.
+        extents: width and height of each box, px, (N, 2).
+        labels: class indices.
+        areas: px², as annotated, else of the mask, else of the box.
+        keypoints: (N, J, 3), pixel corners.
+        masks: as annotated.
+    """
 
     image_starts: npt.NDArray[np.int64]
     ids: npt.NDArray[np.int64]
-    bboxes: npt.NDArray[np.float64]  # x, y, width, height as the file has them: an evaluator must see the same bits
+    corners: npt.NDArray[np.float64]
+    extents: npt.NDArray[np.float64]
     labels: npt.NDArray[np.int32]
     areas: npt.NDArray[np.float64]
     is_crowd: npt.NDArray[np.bool_]
     keypoints: npt.NDArray[np.float32]
-    segments: npt.NDArray[np.uint8]  # each segmentation as JSON text, one after the other
-    segment_starts: npt.NDArray[np.int64]
+    masks: PackedMasks
 
-    def segmentation(self, row: int) -> Any:
-        """As it stood in the file."""
-        begin, end = self.segment_starts[row], self.segment_starts[row + 1]
-        return json.loads(self.segments[begin:end].tobytes()) if end > begin else None
+    def __len__(self) -> int:
+        return len(self.ids)
 
-    def runs(self, row: int, size: tuple[int, int]) -> rle.Runs:
-        """The mask of one annotation."""
-        segmentation = self.segmentation(row)
-        if isinstance(segmentation, dict):
-            return rle.runs_from_coco(segmentation, size)
-        return rle.runs_from_polygons(segmentation, size)
+    def boxes(self, rows: slice, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+        """xyxy px (N, 4), cut to an image of (height, width)."""
+        corners = np.concatenate([self.corners[rows], self.corners[rows] + self.extents[rows]], axis=1)
+        clipped: npt.NDArray[np.float32] = np.clip(corners, 0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
+        return clipped
 
     def take(self, rows: npt.NDArray[np.int64], image_starts: npt.NDArray[np.int64]) -> Columns:
         """Some rows, regrouped."""
-        lengths = np.diff(self.segment_starts)[rows]
-        texts = [self.segments[self.segment_starts[r] : self.segment_starts[r + 1]] for r in rows]
         return Columns(
             image_starts=image_starts,
             ids=self.ids[rows],
-            bboxes=self.bboxes[rows],
+            corners=self.corners[rows],
+            extents=self.extents[rows],
             labels=self.labels[rows],
             areas=self.areas[rows],
             is_crowd=self.is_crowd[rows],
             keypoints=self.keypoints[rows],
-            segments=np.concatenate(texts) if texts else np.empty(0, dtype=np.uint8),
-            segment_starts=np.cumsum([0, *lengths]),
+            masks=self.masks.take(rows),
         )
-
-
-def _to_xyxy(bboxes: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """float32 corners, cut to the image."""
-    corners = np.concatenate([bboxes[:, :2], bboxes[:, :2] + bboxes[:, 2:]], axis=1)
-    clipped: npt.NDArray[np.float32] = np.clip(corners, 0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
-    return clipped
 
 
 def _size_message(image: Path, annotations: Path, got: tuple[int, int], stated: tuple[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""PASCAL VOC and SBD: folders with a map of objects for each image, read as COCO annotations.
+"""PASCAL VOC and SBD: folders with a map of objects for each image.
 
 VOC (Everingham et al., IJCV 2015): `SegmentationObject/NAME.png`, whose colour n is the n-th object,
 `SegmentationClass/NAME.png`, `Annotations/NAME.xml`, lists in `ImageSets/Segmentation`. SBD (Hariharan et al., ICCV 2011):
@@ -9,83 +9,108 @@ An object is the set of pixels with its number; its box is tight; borders marked
 """
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
-from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from maskwright.structures import Masks
+from maskwright.formats.builder import DatasetBuilder, Invalid, ObjectRecord, mask_of_runs
+from maskwright.formats.dataset import Categories, Dataset
+from maskwright.formats.format import Format, Source, Split
+from maskwright.structures import rle
 
-CLASSES: tuple[str, ...] = tuple(FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"][1:])
+CLASSES: tuple[str, ...] = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""In the order of their numbers in the maps, 1 to 20."""
 VOID = 255
+_FOLDERS = (".", "VOC2012", "VOCdevkit/VOC2012")
+
+_CATEGORIES = Categories(CLASSES, tuple(range(1, len(CLASSES) + 1)))
 
 Map = npt.NDArray[np.uint8]
 Objects = Iterator[tuple[npt.NDArray[np.bool_], int]]
 """Each object's pixels (H, W) and its class, 1 to 20."""
 
 
-def read_voc(split: Path) -> dict[str, Any]:
-    """A split of VOC as COCO annotations.
+def find_voc(data: Path, split: Split, *, keypoints: bool) -> Source | None:
+    """A split of VOC in its folder, or in one of those above it; None where there is none."""
+    for place in _FOLDERS:
+        listed = data / place / "ImageSets" / "Segmentation" / f"{split}.txt"
+        if listed.is_file():
+            return Source(listed, data / place / "JPEGImages")
+    return None
+
+
+def find_sbd(data: Path, split: Split, *, keypoints: bool) -> Source | None:
+    """A split of SBD, or None."""
+    listed = data / f"{split}.txt"
+    return Source(listed, data / "img") if listed.is_file() and (data / "inst").is_dir() else None
+
+
+def read_voc(path: Path, image_folder: Path, *, classes: Sequence[str] | None = None, invalid: Invalid = "stop") -> Dataset:
+    """Read a split of VOC.
 
     Args:
-        split: the list, ROOT/ImageSets/Segmentation/train.txt.
+        path: the list, ROOT/ImageSets/Segmentation/train.txt.
+        image_folder: where its images are.
+        classes: names to keep, in this order; by default all.
+        invalid: what becomes of bad entries of the list; a file that is missing or damaged always stops the reading.
 
     Raises:
         ValueError: a file is missing, damaged, or disagrees with another.
     """
-    root = split.parent.parent.parent
+    root = path.parent.parent.parent
 
     def objects(name: str) -> tuple[tuple[int, int], Objects]:
-        path = root / "SegmentationObject" / f"{name}.png"
-        instances, classes = _png(path), _png(root / "SegmentationClass" / f"{name}.png")
+        map_path = root / "SegmentationObject" / f"{name}.png"
+        instances, labels = _png(map_path), _png(root / "SegmentationClass" / f"{name}.png")
         named = _named(root / "Annotations" / f"{name}.xml")
-        return (instances.shape[0], instances.shape[1]), _of_maps(path, instances, classes, named)
+        return (instances.shape[0], instances.shape[1]), _of_maps(map_path, instances, labels, named)
 
-    return _annotations(split, objects)
+    return _read(path, objects, DatasetBuilder(path, image_folder, _CATEGORIES, classes=classes, invalid=invalid))
 
 
-def read_sbd(split: Path) -> dict[str, Any]:
-    """A split of SBD as COCO annotations.
+def read_sbd(path: Path, image_folder: Path, *, classes: Sequence[str] | None = None, invalid: Invalid = "stop") -> Dataset:
+    """Read a split of SBD.
 
     Args:
-        split: the list, ROOT/train.txt.
+        path: the list, ROOT/train.txt.
+        image_folder: where its images are.
+        classes: names to keep, in this order; by default all.
+        invalid: as for `read_voc`.
 
     Raises:
         ValueError: a file is missing or damaged, or scipy is not installed.
     """
 
     def objects(name: str) -> tuple[tuple[int, int], Objects]:
-        path = split.parent / "inst" / f"{name}.mat"
-        instances, classes = _mat(path, "GTinst"), _mat(split.parent / "cls" / f"{name}.mat", "GTcls")
-        return (instances.shape[0], instances.shape[1]), _of_maps(path, instances, classes, {})
+        map_path = path.parent / "inst" / f"{name}.mat"
+        instances, labels = _mat(map_path, "GTinst"), _mat(path.parent / "cls" / f"{name}.mat", "GTcls")
+        return (instances.shape[0], instances.shape[1]), _of_maps(map_path, instances, labels, {})
 
-    return _annotations(split, objects)
+    return _read(path, objects, DatasetBuilder(path, image_folder, _CATEGORIES, classes=classes, invalid=invalid))
 
 
-def _annotations(split: Path, objects: Callable[[str], tuple[tuple[int, int], Objects]]) -> dict[str, Any]:
+def _read(path: Path, objects: Callable[[str], tuple[tuple[int, int], Objects]], builder: DatasetBuilder) -> Dataset:
+    """The images of a list, each with its objects."""
     try:
-        text = split.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{split}: is not text ({error}): expected the name of an image on each line") from None
+        raise ValueError(f"{path}: is not text ({error}): expected the name of an image on each line") from None
     names = [line.split()[0] for line in text.splitlines() if line.strip()]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
-        raise ValueError(f"{split}: lists {', '.join(twice[:5])} twice: remove the repetition")
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, name in enumerate(names, start=1):
+        raise ValueError(f"{path}: lists {', '.join(twice[:5])} twice: remove the repetition")
+    for name in names:
         size, found = objects(name)
-        images.append({"id": number, "file_name": f"{name}.jpg", "height": size[0], "width": size[1]})
-        for bitmap, label in found:
-            window = (0, 0, size[1], size[0])
-            (code,) = Masks.from_crops([(bitmap, window)], size).to_rles()
-            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": label, "segmentation": code})
-    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+        whole = (0, 0, size[1], size[0])
+        runs = ((label, rle.crop_to_runs(bitmap, whole, size)) for bitmap, label in found)
+        builder.add_counted(f"{name}.jpg", size, ((label, ObjectRecord(mask_of_runs(run, size))) for label, run in runs))
+    return builder.build()
 
 
 def _of_maps(path: Path, instances: Map, classes: Map, named: dict[int, str]) -> Objects:
@@ -152,3 +177,7 @@ def _mat(path: Path, field: str) -> Map:
     except Exception as error:  # scipy raises whatever the bytes lead it to
         raise ValueError(f"{path}: holds no {field}.Segmentation ({error}): get it anew") from None
     return found
+
+
+VOC = Format(name="voc", layout="VOC's ImageSets/Segmentation/{split}.txt", find=find_voc, read=read_voc)
+SBD = Format(name="sbd", layout="SBD's {split}.txt with inst/", find=find_sbd, read=read_sbd)

@@ -1,6 +1,5 @@
 """What a model found in an image, and the forms people take it away in."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from maskwright.formats.coco_results import to_coco_results
 from maskwright.formats.dataset import Categories
+from maskwright.formats.geojson import to_geojson
 from maskwright.formats.images import read_image
 from maskwright.reports.drawing import draw_instances
 from maskwright.structures import Instances, Intensity, Masks
@@ -82,70 +82,10 @@ class Result:
         return to_coco_results(self.instances, image_id, self.categories)
 
     def to_geojson(self) -> dict[str, Any]:
-        """A FeatureCollection in pixel coordinates (x right, y down), exact outlines with holes; QuPath opens it.
-
-        Keypoints are properties: x, y and how sure, of each.
-        """
-        features = []
-        outlines = self._outlines()
-        points = [None] * len(self) if self.keypoints is None else self.keypoints.tolist()
-        for name, score, parts, joints in zip(self.names, self.scores.tolist(), outlines, points, strict=True):
-            rings = [[_closed(ring) for ring in part] for part in parts]
-            single = len(rings) == 1
-            features.append(
-                {
-                    "type": "Feature",
-                    "geometry": {
-                        "type": "Polygon" if single else "MultiPolygon",
-                        "coordinates": rings[0] if single else rings,
-                    },
-                    "properties": {
-                        "objectType": "annotation",
-                        "classification": {"name": name},
-                        "score": round(score, 6),
-                        **({} if joints is None else {"keypoints": joints}),
-                    },
-                }
-            )
-        return {"type": "FeatureCollection", "features": features}
+        """A FeatureCollection in pixel coordinates (x right, y down), exact outlines with holes; QuPath opens it."""
+        return to_geojson(self.instances, self.categories)
 
     def plot(self) -> Image.Image:
         """The image with its objects drawn on it."""
         pixels = read_image(self.source, self.intensity) if isinstance(self.source, (str, Path)) else self.source
         return draw_instances(pixels, self.instances, self.categories.names, schema=self.categories.keypoints)
-
-    def _outlines(self) -> Sequence[Sequence[Sequence[npt.NDArray[np.float64]]]]:
-        """Per object its parts, each an outer ring and its holes; boxes where there are no masks."""
-        if self.masks is not None:
-            return self.masks.to_polygons()
-        corners = [np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]]) for x1, y1, x2, y2 in self.boxes.tolist()]
-        return [[[ring]] for ring in corners]
-
-
-class CocoFile:
-    """Results of several images as one COCO data set with scores: any COCO tool opens it, and it can be scored."""
-
-    def __init__(self, categories: Categories) -> None:
-        self.categories = categories
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-
-    def add(self, result: Result, file_name: str) -> None:
-        """One more image; of its masks only the encodings are kept."""
-        height, width = result.instances.image_size
-        image_id = len(self.images) + 1
-        self.images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        entries = result.to_coco(image_id)
-        areas = [e["bbox"][2] * e["bbox"][3] for e in entries] if result.masks is None else result.masks.areas().tolist()
-        for entry, area in zip(entries, areas, strict=True):
-            counts = {"num_keypoints": len(entry["keypoints"]) // 3} if "keypoints" in entry else {}
-            self.annotations.append({"id": len(self.annotations) + 1, **entry, **counts, "area": area, "iscrowd": 0})
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the file holds it."""
-        return {"images": self.images, "annotations": self.annotations, "categories": self.categories.to_coco()}
-
-
-def _closed(ring: npt.NDArray[np.float64]) -> list[list[float]]:
-    points: list[list[float]] = ring.tolist()
-    return [*points, points[0]]

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 
-from maskwright.formats.cityscapes import CLASSES
-from maskwright.formats.dataset import Categories
-from maskwright.formats.files import atomic_write, write_json, write_text
+from maskwright.formats.cityscapes import check_cityscapes, write_cityscapes
+from maskwright.formats.coco_results import CocoFile
+from maskwright.formats.files import atomic_write, write_json
 from maskwright.formats.images import ImageError, list_images
 from maskwright.inference.predictor import Model, load_with
-from maskwright.inference.results import CocoFile, Result
+from maskwright.inference.results import Result
 from maskwright.runs.progress import shown
 
 FORMATS = ("cityscapes", "coco", "geojson", "png")
@@ -78,7 +76,7 @@ def predict_files(
             for (path, name), unique in zip(files, names, strict=True):
                 try:
                     result = model.predict(path, threshold=threshold, max_detections=max_detections)
-                    coco.add(result, name)
+                    coco.add(result.instances, name)
                     written += _write(result, out, unique, formats)
                 except ImageError as error:
                     failures.append(str(error))
@@ -109,33 +107,8 @@ def _write(result: Result, out: Path, name: str, formats: Sequence[str]) -> list
         write_json(path, result.to_geojson())
         written.append(path)
     if "cityscapes" in formats:
-        written += write_cityscapes(result, out / name)
+        written += write_cityscapes(result.instances, result.categories, out / name)
     return written
-
-
-def check_cityscapes(categories: Categories, *, has_masks: bool) -> None:
-    """Make sure that a model can take part in the benchmark."""
-    if not has_masks or not set(categories.names) & set(CLASSES):
-        what = f"only classes {', '.join(categories.names)}" if has_masks else "no masks"
-        raise ValueError(f"format cityscapes: the model finds {what}: the benchmark scores masks of {', '.join(CLASSES)}")
-
-
-def write_cityscapes(result: Result, path: Path) -> list[Path]:
-    """PATH.txt, whose lines are a mask's file, the label of its class and its score, and the masks in PATH_masks/."""
-    assert result.masks is not None
-    folder, lines = path.parent / f"{path.name}_masks", []
-    found = zip(result.names, result.scores.tolist(), result.masks.crops(), strict=True)
-    for number, (name, score, (crop, (x0, y0, x1, y1))) in enumerate(found):
-        if name in CLASSES:
-            height, width = result.instances.image_size
-            mask = np.zeros((height, width), dtype=np.uint8)
-            mask[y0:y1, x0:x1] = 255 * crop
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(mask).save(folder / f"{number}.png")
-            lines.append(f"{folder.name}/{number}.png {CLASSES[name]} {score:.6f}\n")
-    listed = path.with_name(f"{path.name}.txt")
-    write_text(listed, "".join(lines))
-    return [listed]
 
 
 def _protect_inputs(inputs: Sequence[Path], out: Path, names: Sequence[str]) -> None:

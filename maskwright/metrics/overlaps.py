@@ -16,6 +16,7 @@ import torch
 from hotcoco import mask as kernels
 
 from maskwright.formats.dataset import Dataset
+from maskwright.formats.packing import PackedMask
 from maskwright.structures import KeypointSchema, Masks
 from maskwright.structures.keypoints import similarity
 from maskwright.structures.rle import Bitmap, Window
@@ -115,13 +116,13 @@ def measure_overlaps(
         rles = None
         if masks:
             rles = [
-                [as_rle(s, size) for s in there.segmentations],
+                [mask.to_rle(size) for mask in there.masks],
                 [as_rle(results[k]["segmentation"], size) for k in source[rows]],
             ]
         by_points = None if points is None else _similarity(there, points[rows], dataset.categories.keypoints)
         piece = _compare(there, None if boxes is None else boxes[rows], rles, by_points, size, kinds)
         pieces.append(replace(piece, dt=piece.dt + starts[i], gt=piece.gt + count))
-        objects.append(replace(there, segmentations=[]))
+        objects.append(replace(there, masks=[]))
         count += len(there.label)
     areas: dict[Kind, Floats] = {} if boxes is None else {"bbox": boxes[:, 2] * boxes[:, 3]}
     if masks:
@@ -144,14 +145,14 @@ def measure_overlaps(
 
 @dataclass(frozen=True, eq=False)
 class _Objects:
-    """True objects of one image, sorted by category id."""
+    """True objects of one image, sorted by category id; `boxes` are left, top, width, height."""
 
     label: Ints
     area: Floats
     is_crowd: Bools
     boxes: Floats
     keypoints: Floats
-    segmentations: list[Any]
+    masks: list[PackedMask]
 
     @classmethod
     def of(cls, dataset: Dataset, index: int) -> "_Objects":
@@ -161,9 +162,9 @@ class _Objects:
             label=columns.labels[order].astype(np.int64),
             area=columns.areas[order],
             is_crowd=columns.is_crowd[order],
-            boxes=columns.bboxes[order],
+            boxes=np.concatenate([columns.corners, columns.extents], axis=1)[order],
             keypoints=columns.keypoints[order].astype(np.float64),
-            segmentations=[columns.segmentation(int(row)) for row in order],
+            masks=[columns.masks[int(row)] for row in order],
         )
 
 

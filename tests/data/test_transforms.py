@@ -6,16 +6,16 @@ import torch
 from PIL import Image
 
 from maskwright.data.loader import Address, TrainingImages, evaluation_batches, key_of, prepare, training_batches
+from maskwright.data.sample import InputSample
 from maskwright.data.transforms import ColorJitter, Compose, Flip, ScaleJitterCrop, ShortSide, Transpose
 from maskwright.formats.catalog import open_split
-from maskwright.formats.dataset import Sample
 from maskwright.structures import COCO_PERSON, InputSpec, Instances, Masks, ResizeRule
 from tests.conftest import make_coco
 
 SPEC = InputSpec(resize=ResizeRule(96, 400), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def sample(seed: int = 0, size: tuple[int, int] = (60, 90)) -> Sample:
+def sample(seed: int = 0, size: tuple[int, int] = (60, 90)) -> InputSample:
     """An image whose red channel is the mask, so that both must move alike."""
     rng = np.random.default_rng(seed)
     dense = np.zeros((1, *size), dtype=bool)
@@ -24,7 +24,7 @@ def sample(seed: int = 0, size: tuple[int, int] = (60, 90)) -> Sample:
     image[..., 0] = torch.from_numpy(dense[0]) * 255
     masks = Masks.from_dense(torch.from_numpy(dense))
     instances = Instances(size, boxes=masks.boxes(), labels=torch.zeros(1, dtype=torch.int64), masks=masks)
-    return Sample(image, instances, 1, "a.png")
+    return InputSample(image, instances, 1, "a.png")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_flip_needs_the_schema_of_keypoints():
     instances = Instances(
         (60, 90), boxes=with_points.instances.boxes, labels=torch.zeros(1, dtype=torch.int64), keypoints=torch.zeros(1, 17, 3)
     )
-    with_points = Sample(with_points.image, instances, 1, "a.png")
+    with_points = InputSample(with_points.image, instances, 1, "a.png")
     with pytest.raises(ValueError, match="schema"):
         Flip(1.0)(with_points, torch.Generator())
     assert len(Flip(1.0, schema=COCO_PERSON)(with_points, torch.Generator()).instances) == 1
@@ -179,7 +179,7 @@ def test_objects_that_vanish_in_the_input_frame_are_dropped():
     dense[0, 51, 50] = True
     dense[1, 10:60, 10:60] = True
     masks = Masks.from_dense(dense)
-    tiny = Sample(
+    tiny = InputSample(
         torch.zeros(100, 100, 3, dtype=torch.uint8),
         Instances((100, 100), boxes=masks.boxes(), labels=torch.tensor([0, 1]), masks=masks),
         1,

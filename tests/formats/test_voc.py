@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from maskwright.formats.catalog import open_datasets, open_split
 from maskwright.formats.voc import CLASSES, VOID
@@ -68,6 +69,10 @@ def sbd(tmp_path):
         Image.new("RGB", SIZE[::-1]).save(root / "img" / f"{name}.jpg")
         (root / f"{split}.txt").write_text(f"{name}\n")
     return root
+
+
+def test_classes_are_numbered_as_others_number_them():
+    assert ["__background__", *CLASSES] == FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
 
 
 def test_both_layouts_give_the_same_objects(voc, sbd):

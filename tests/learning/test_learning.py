@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from maskwright.formats import open_datasets
+from maskwright.formats.coco import to_coco
 from maskwright.metrics import evaluate_detections
 from maskwright.recipes import DataOptions, find_recipe
 from maskwright.structures import MaskProbs, Masks
@@ -25,7 +26,7 @@ PEOPLE = [name for name in SMALL if SYSTEMS[name](num_classes=1).task.has_keypoi
 
 def ceiling(dataset, kind: str, grid) -> float:
     """AP of the truth itself, its masks taken through a system's grid and back."""
-    truth = dataset.to_coco()["annotations"]
+    truth = to_coco(dataset)["annotations"]
     if kind == "segm":
         codes = (code for i in range(len(dataset)) for code in grid(dataset.instances(i)).to_rles())
         for entry, code in zip(truth, codes, strict=True):

@@ -11,13 +11,11 @@ from PIL import Image
 
 import maskwright as mw
 from maskwright.formats.catalog import open_split
-from maskwright.formats.cityscapes import CLASSES, MAP
+from maskwright.formats.cityscapes import CLASSES, MAP, check_cityscapes, write_cityscapes
 from maskwright.formats.dataset import Categories
-from maskwright.inference.results import Result
-from maskwright.inference.writer import check_cityscapes, write_cityscapes
 from maskwright.metrics.cityscapes import MIN_AREA_PX, THRESHOLDS, evaluate_cityscapes
 from maskwright.reports.tables import evaluation_tables
-from maskwright.structures import Instances, Intensity, Masks
+from maskwright.structures import Instances, Masks
 from maskwright.training import train
 from tests.conftest import tiny_recipe
 
@@ -67,7 +65,7 @@ def official_scores(root, answers, tmp_path, monkeypatch):
         scores = torch.tensor([score for _, _, score in found])
         instances = Instances(image_size=SIZE, boxes=masks.boxes(), labels=labels, masks=masks, scores=scores)
         categories = Categories(tuple(CLASSES), tuple(CLASSES.values()))
-        (written,) = write_cityscapes(Result(instances, categories, name, Intensity()), path)
+        (written,) = write_cityscapes(instances, categories, path)
         predictions.append(str(written))
         truths.append(str(root / "gtFine" / "val" / f"{name}{MAP}"))
     args = copy.copy(official.args)

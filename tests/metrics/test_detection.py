@@ -8,7 +8,7 @@ from pycocotools import mask as mask_oracle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskwright.formats.coco import read_coco
+from maskwright.formats.coco import read_coco, to_coco
 from maskwright.metrics import evaluate_detections
 from tests.conftest import EXAMPLES
 
@@ -111,7 +111,7 @@ def test_real_case_equals_pycocotools(kind):
     path = EXAMPLES / "annotations" / "val.json"
     rng = np.random.default_rng(0)
     dataset = read_coco(path, EXAMPLES / "images")
-    truth = dataset.to_coco()["annotations"]
+    truth = to_coco(dataset)["annotations"]
     sizes = {int(image_id): list(dataset.image_size(i)) for i, image_id in enumerate(dataset.image_ids)}
     results = [
         {
@@ -134,7 +134,7 @@ def test_real_case_equals_pycocotools(kind):
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_truth_as_predictions_is_perfect(kind):
     dataset = read_coco(EXAMPLES / "annotations" / "val.json", EXAMPLES / "images")
-    results = [{**a, "score": 1.0} for a in dataset.to_coco()["annotations"]]
+    results = [{**a, "score": 1.0} for a in to_coco(dataset)["annotations"]]
     metrics = evaluate_detections(dataset, results, kinds=[kind], max_detections=(1, 10, 300))[kind]
     assert metrics.ap == pytest.approx(1)
     assert metrics.ar[-1] == pytest.approx(1)

@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskwright.formats.coco import read_coco
+from maskwright.formats.coco import read_coco, to_coco
 from maskwright.metrics import evaluate_detections
 from maskwright.structures import COCO_PERSON
 
@@ -81,7 +81,7 @@ def test_numbers_equal_pycocotools(tmp_path, seed, has_boxes):
 def test_truth_as_predictions_is_perfect(tmp_path):
     path, _ = random_case(tmp_path, 1)
     dataset = read_coco(path, tmp_path)
-    people = [entry for entry in dataset.to_coco()["annotations"] if entry["num_keypoints"]]
+    people = [entry for entry in to_coco(dataset)["annotations"] if entry["num_keypoints"]]
     found = evaluate_detections(dataset, [{**entry, "score": 0.5} for entry in people], kinds=["keypoints", "bbox"])
     assert len(people) > 2
     assert found["keypoints"].ap == pytest.approx(1)

@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from maskwright.comparison.answers import from_results as answered_by
 from maskwright.comparison.publishing import assemble, publish
 from maskwright.formats.catalog import open_split
+from maskwright.formats.coco import to_coco
 from maskwright.metrics.matching import match
 from maskwright.metrics.overlaps import measure_overlaps
 from maskwright.metrics.proposals import COUNTS, best_overlaps, evaluate_proposals
@@ -62,7 +63,7 @@ def proposals_of(dataset, count, seed=0):
 
 
 def truth_as_proposals(dataset):
-    return [{**entry, "score": 0.5} for entry in dataset.to_coco()["annotations"] if not entry["iscrowd"]]
+    return [{**entry, "score": 0.5} for entry in to_coco(dataset)["annotations"] if not entry["iscrowd"]]
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
@@ -70,7 +71,7 @@ def test_recall_is_that_of_pycocotools_without_classes(dataset, kind):
     results = proposals_of(dataset, 150)
     with redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = dataset.to_coco()
+        truth.dataset = to_coco(dataset)
         truth.createIndex()
         theirs = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), iouType=kind)
         theirs.params.useCats, theirs.params.maxDets = 0, list(LIMITS)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pycocotools import mask as pycoco
 
-from maskwright.formats.coco import parse_coco
+from maskwright.formats.coco import parse_coco, to_coco
 from maskwright.metrics.region_ap import PROTOCOLS, average_precision, evaluate_regions
 from maskwright.structures import Masks
 
@@ -46,7 +46,7 @@ def test_the_toy_case():
 
 def test_the_truth_is_perfect_and_a_second_answer_is_false(tmp_path):
     truth = dataset([(1, 1, (5, 5, 25, 25), 0), (2, 2, (5, 5, 25, 25), 0), (2, 1, (40, 5, 60, 25), 0)], tmp_path)
-    answers = [{**entry, "score": 0.9} for entry in truth.to_coco()["annotations"]]
+    answers = [{**entry, "score": 0.9} for entry in to_coco(truth)["annotations"]]
     for protocol in PROTOCOLS:
         found = evaluate_regions(truth, answers, protocol=protocol)
         assert found.map == {0.5: 1.0, 0.7: 1.0}
@@ -91,7 +91,7 @@ def test_wrong_requests_are_named(tmp_path):
 def plain(truth, answers, label, level, protocol):
     """AP of a class, as the published evaluators compute it: one detection after the other, IoU by pycocotools."""
     rule = PROTOCOLS[protocol]
-    objects = [e for e in truth.to_coco()["annotations"] if e["category_id"] == label]
+    objects = [e for e in to_coco(truth)["annotations"] if e["category_id"] == label]
     used = set()
     right = []
     for entry in sorted((e for e in answers if e["category_id"] == label), key=lambda e: -e["score"]):

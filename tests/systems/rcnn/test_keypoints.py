@@ -11,6 +11,7 @@ from torchvision.models.detection.roi_heads import keypointrcnn_loss
 
 import maskwright as mw
 from maskwright.formats.catalog import open_split
+from maskwright.formats.coco import to_coco
 from maskwright.layers.roi import RoiAlign, Rois
 from maskwright.metrics.detection import percent
 from maskwright.reports.tables import metric_tables
@@ -195,7 +196,7 @@ def test_compared_with_a_system_of_boxes_by_its_keypoints(corners_folder, tmp_pa
     found = mw.score(tmp_path / "bare.json", data=corners_folder, report=tmp_path / "bare.html", console=console).metrics
     assert list(found) == ["keypoints"]
     assert found["keypoints"].ap == pytest.approx(scored.metrics["keypoints"].ap)
-    truth = open_split(corners_folder, "val").to_coco()["annotations"]
+    truth = to_coco(open_split(corners_folder, "val"))["annotations"]
     near = [{**e, "score": 1.0, "keypoints": [v + 1 for v in e["keypoints"]]} for e in truth if not e["iscrowd"]]
     answers = []
     for names in (("image_id", "category_id", "score", "keypoints", "bbox"), ("image_id", "category_id", "score", "keypoints")):
