@@ -17,6 +17,7 @@ from rich.console import Console
 from maskwright.formats.catalog import open_split
 from maskwright.metrics.overlaps import as_rle
 from maskwright.recipes import DataOptions, Recipe, find_recipe
+from maskwright.runs import device
 from maskwright.structures import Masks
 from maskwright.systems import find_builder
 from maskwright.training import train
@@ -24,6 +25,8 @@ from maskwright.training import train
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests in parallel, a core for each
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+device.bfloat16_units = lambda: None  # float32 on every processor, where a test does not ask for less
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "nuclei"
 
