@@ -18,6 +18,7 @@ from maskwright.formats.catalog import open_split
 from maskwright.formats.coco import to_coco
 from maskwright.metrics.overlaps import as_rle
 from maskwright.recipes import DataOptions, Recipe, find_recipe
+from maskwright.runs import device
 from maskwright.structures import Masks
 from maskwright.systems import find_builder
 from maskwright.training import train
@@ -25,6 +26,8 @@ from maskwright.training import train
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests in parallel, a core for each
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+device.bfloat16_units = lambda: None  # float32 on every processor, where a test does not ask for less
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "nuclei"
 

@@ -1,6 +1,9 @@
 """What every system promises, at its small size."""
 
+import copy
+import inspect
 from dataclasses import replace
+from functools import lru_cache, partial
 
 import pytest
 import torch
@@ -14,11 +17,25 @@ from maskwright.systems.proposals.fast_rcnn import FastRCNN
 from tests.conftest import needs_proposals
 
 SMALL = [name for name in SYSTEMS if name.endswith("-small")]
+FEW = {"num_proposals": 50, "num_candidates": 50, "max_detections": 20}  # enough to answer with
+each = partial(pytest.mark.parametrize, "name", scope="module")  # all tests of a system one after the other: built once
 
 
-def build(name, seed=0, **arguments):
-    torch.manual_seed(seed)
-    return SYSTEMS[name](num_classes=3, **{"score_threshold": 0.0, **arguments})
+def arguments_of(name, **arguments):
+    known = inspect.signature(SYSTEMS[name]).parameters
+    few = {key: value for key, value in FEW.items() if key in known}
+    return {"num_classes": 3, "score_threshold": 0.0, **few, **arguments}
+
+
+def build(name, **arguments):
+    """A system of one's own, with the same first weights each time."""
+    return copy.deepcopy(built(name, **arguments))
+
+
+@lru_cache(maxsize=4)
+def built(name, **arguments):
+    torch.manual_seed(0)
+    return SYSTEMS[name](**arguments_of(name, **arguments))
 
 
 def batch_of(system, sizes, seed=0):
@@ -73,14 +90,15 @@ def with_points(instances):
     return instances.with_keypoints(torch.cat([corner + share * extent, torch.full((len(instances), 17, 1), 2.0)], dim=2))
 
 
-def squares(size, sides):
-    """Objects for every level of a pyramid, so that all its parts learn."""
-    dense = torch.zeros(len(sides), *size, dtype=torch.bool)
-    for row, side in zip(dense, sides, strict=True):
-        y, x = (size[0] - side) // 3, 2 * (size[1] - side) // 3
-        row[y : y + side, x : x + side] = True
+def bars(size, lengths):
+    """Objects for every level of a pyramid, so that all its parts learn; square where the image is as high as they are long."""
+    dense = torch.zeros(len(lengths), *size, dtype=torch.bool)
+    for row, length in zip(dense, lengths, strict=True):
+        height = min(length, size[0] - 4)
+        y, x = (size[0] - height) // 3, 2 * (size[1] - length) // 3
+        row[y : y + height, x : x + length] = True
     masks = Masks.from_dense(dense)
-    return with_points(Instances(size, boxes=masks.boxes(), labels=torch.arange(len(sides)) % 3, masks=masks))
+    return with_points(Instances(size, boxes=masks.boxes(), labels=torch.arange(len(lengths)) % 3, masks=masks))
 
 
 def total(losses):
@@ -110,14 +128,15 @@ def loss_of(name, system, batch, targets):
     return losses or system.loss(batch, targets)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@each(SMALL)
 def test_loss_is_finite_and_reaches_every_parameter(name):
     system = build(name)
     with torch.no_grad():
         for parameter in system.parameters():  # residual branches start at zero and send no gradient in the first step
             parameter.add_(0.01 * torch.randn_like(parameter))
-    batch = batch_of(system, [(640, 576), (96, 80)])
-    targets = [squares((640, 576), [40, 100, 200, 400, 570]), objects((96, 80), 3, crowd=True)]
+    sizes = [(64, 1056), (96, 80)]  # no more pixels than an object takes that is learnt on the coarsest level
+    batch = batch_of(system, sizes)
+    targets = [bars(sizes[0], [24, 100, 200, 400, 1050]), objects(sizes[1], 3, crowd=True)]
     losses = loss_of(name, system, batch, targets)
     # Each image draws one of MultiPathNet's six classifiers: here are keys that draw each.
     drawn = {int(torch.randint(6, (), generator=torch.Generator().manual_seed(key))): key for key in range(40)}
@@ -132,13 +151,13 @@ def test_loss_is_finite_and_reaches_every_parameter(name):
         assert parameter.grad.abs().sum() > 0, key
 
 
-@pytest.mark.parametrize("name", SMALL)
+@each(SMALL)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_images_without_objects_train(name, precision):
     system = build(name)
-    nothing = [with_points(Instances.empty((64, 64), has_masks=True))] * 2
+    nothing = [with_points(Instances.empty((16, 16), has_masks=True))] * 2
     with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
-        losses = loss_of(name, system, batch_of(system, [(64, 64)] * 2), nothing)
+        losses = loss_of(name, system, batch_of(system, [(16, 16)] * 2), nothing)
     total(losses).backward()
     for key, parameter in system.named_parameters():
         taken = parameter.grad is not None
@@ -146,20 +165,20 @@ def test_images_without_objects_train(name, precision):
     assert all(torch.isfinite(loss.total) for loss in losses.values())
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if needs_proposals(name)])
+@each([name for name in SMALL if needs_proposals(name)])
 @pytest.mark.parametrize("sides", [[], [20], [900]])
 def test_parts_without_a_region_take_part_too(name, sides):
     """Whatever levels of a pyramid the regions are on, and if there are none: several processes wait for all gradients."""
     system = build(name)
-    batch = batch_of(system, [(640, 512)])
-    given = squares((1280, 1024), sides)  # twice the input's size
+    batch = batch_of(system, [(480, 480)])
+    given = bars((960, 960), sides)  # twice the input's size
     given = replace(given, scores=torch.ones(len(sides)), keypoints=None)
-    total(system.loss(batch.with_proposals([given]), [squares((640, 512), [40])[:0]])).backward()
+    total(system.loss(batch.with_proposals([given]), [bars((480, 480), [40])[:0]])).backward()
     missing = [key for key, parameter in system.named_parameters() if parameter.grad is None]
     assert not missing
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if not kinds_of(name)])
+@each([name for name in SMALL if not kinds_of(name)])
 def test_only_crowds_train_like_nothing_to_find(name):
     system, batch = build(name), batch_of(build(name), [(64, 64)])
     crowd, nothing = ([target] for target in (objects((64, 64), 1, crowd=True), objects((64, 64), 1)[:0]))
@@ -171,7 +190,7 @@ def test_only_crowds_train_like_nothing_to_find(name):
         assert float(crowded[key].total.detach()) == 0, key
 
 
-@pytest.mark.parametrize("name", SMALL)
+@each(SMALL)
 def test_predictions_are_sorted_and_inside_the_true_image(name):
     system = build(name)
     batch = batch_of(system, [(40, 100), (70, 50)])
@@ -193,9 +212,9 @@ def test_predictions_are_sorted_and_inside_the_true_image(name):
             assert len(instances.masks) == len(instances)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@each(SMALL)
 def test_images_of_equal_size_answer_alone_as_together(name):
-    system = build(name, max_detections=20)
+    system = build(name)
     batch = batch_of(system, [(64, 96)] * 3)
     with torch.inference_mode():
         together = system.predict(batch)
@@ -211,7 +230,7 @@ def test_images_of_equal_size_answer_alone_as_together(name):
             assert torch.allclose(a.masks.centroids(), b.masks.centroids(), atol=0.5)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@each(SMALL)
 def test_neither_verb_asks_for_training_mode(name):
     system = build(name)
     batch, targets = batch_of(system, [(64, 64)]), [objects((64, 64), 2)]
@@ -222,7 +241,7 @@ def test_neither_verb_asks_for_training_mode(name):
     assert torch.equal(one[1], two[1])
 
 
-@pytest.mark.parametrize("name", SMALL)
+@each(SMALL)
 def test_two_micro_batches_give_the_gradient_of_one(name):
     system = build(name)
     batch = batch_of(system, [(64, 96)] * 2)
@@ -240,10 +259,10 @@ def test_two_micro_batches_give_the_gradient_of_one(name):
         assert (whole - halves).norm() / whole.norm() < 1e-5
 
 
-@pytest.mark.parametrize("name", SMALL)
+@each(SMALL)
 def test_saved_and_loaded_is_the_same(name, tmp_path):
     system = build(name, max_detections=7)
-    arguments = {"num_classes": 3, "max_detections": 7, "score_threshold": 0.0}
+    arguments = arguments_of(name, max_detections=7)
     card = ModelCard(name, arguments, Categories(("a", "b", "c"), (4, 2, 9)), system.input)
     save_model(tmp_path, card, system.state_dict())
     again, back = open_model(tmp_path)
@@ -262,7 +281,7 @@ def test_saved_and_loaded_is_the_same(name, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("name", SMALL)
+@each(SMALL)
 def test_gpu_agrees_with_cpu(name):
     system = build(name)
     batch, targets = batch_of(system, [(64, 96)] * 2), [objects((64, 96), 3)] * 2
@@ -278,12 +297,12 @@ def test_gpu_agrees_with_cpu(name):
     assert torch.allclose(cpu, gpu.cpu(), rtol=1e-2)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@each(SMALL)
 def test_scores_and_coordinates_stay_float32_under_autocast(name):
     system = build(name)
     batch = batch_of(system, [(64, 96)])
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         (found,) = system.predict(batch)
     assert found.boxes.dtype == found.scores.dtype == torch.float32
-    numbers = found.scores if system.task == Task.PROPOSALS else found.boxes[:, 0]  # boxes of masks are whole pixels
+    numbers = found.scores if system.task == Task.PROPOSALS else found.boxes  # boxes of masks are whole pixels
     assert len(numbers.unique()) > len(numbers.bfloat16().unique())  # not rounded on the way

@@ -17,11 +17,12 @@ from maskwright.systems.rcnn.rivals import Mask, Operator
 from maskwright.training import train
 from tests.conftest import arguments_of, needs_proposals, truth_as_proposals
 
-SMALL = [name for name in SYSTEMS if name.endswith("-small")]
-DETECTORS = [name for name in SMALL if SYSTEMS[name](num_classes=1).task in (Task.INSTANCES, Task.BOXES)]
+with torch.device("meta"):
+    TASKS = {name: builder(num_classes=1).task for name, builder in SYSTEMS.items() if name.endswith("-small")}
+DETECTORS = [name for name, task in TASKS.items() if task in (Task.INSTANCES, Task.BOXES)]
 
 OPERATORS, MASKS = get_args(Operator), get_args(Mask)
-PEOPLE = [name for name in SMALL if SYSTEMS[name](num_classes=1).task.has_keypoints]
+PEOPLE = [name for name, task in TASKS.items() if task.has_keypoints]
 
 
 def ceiling(dataset, kind: str, grid) -> float:
@@ -74,7 +75,7 @@ def learnt(name: str, root, out, console, *, share: float = 1.0, changes: tuple[
         recipe = recipe.with_changes([f"proposals={truth_as_proposals(root)}"])
     recipe = recipe.model_copy(update={"data": DataOptions(path=str(root))})
     metrics = train(recipe, out, device="cpu", console=console)
-    assert SYSTEMS[name](num_classes=1).task == (Task.INSTANCES if metrics.kind == "segm" else Task.BOXES)
+    assert TASKS[name] == (Task.INSTANCES if metrics.kind == "segm" else Task.BOXES)
     dataset, _ = open_datasets(root)
     grid = partial(boxes_of, side=side) if side else stride_of_4
     best = 1.0 if needs_proposals(name) else ceiling(dataset, metrics.kind, grid)  # theirs come with the true masks

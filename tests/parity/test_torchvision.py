@@ -15,12 +15,12 @@ from torchvision.models.detection import (
 )
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import maskrcnn_loss, paste_masks_in_image, project_masks_on_boxes
+from torchvision.models.detection.roi_heads import expand_boxes, maskrcnn_loss, paste_masks_in_image, project_masks_on_boxes
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import box_iou
 
 from maskwright.formats.coco_results import to_coco_results
+from maskwright.layers.assignment import BalancedSampler
 from maskwright.layers.grids import RoundedAnchors
 from maskwright.layers.roi import Rois, level_of
 from maskwright.runs import initialize, open_model
@@ -31,6 +31,10 @@ from maskwright.systems.rcnn.mask_rcnn import FasterRCNN
 from maskwright.systems.rcnn.torchvision import ANCHORS, IndexedKeypointRCNN, soft_mask_targets, whole_pixel_windows
 
 SHORT_PX, LONG_PX, CLASSES = 160, 256, 4
+PROPOSALS, DETECTIONS = 200, 30  # of an image; every one of them passes the heads on both sides
+TOP_N = ("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test")
+LIMITS = {**dict.fromkeys(TOP_N, PROPOSALS), "box_detections_per_img": DETECTIONS}  # theirs
+ARGUMENTS = {"short_px": SHORT_PX, "long_px": LONG_PX, "num_proposals": PROPOSALS, "max_detections": DETECTIONS}  # ours
 
 
 def randomize(model: nn.Module) -> None:
@@ -50,7 +54,7 @@ def randomize(model: nn.Module) -> None:
 @pytest.fixture(scope="module", params=[maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2], ids=["v1", "v2"])
 def theirs(request):
     options = {"weights": None, "weights_backbone": None, "num_classes": CLASSES + 1}
-    model = request.param(**options, min_size=SHORT_PX, max_size=LONG_PX, box_score_thresh=0.22)
+    model = request.param(**options, **LIMITS, min_size=SHORT_PX, max_size=LONG_PX, box_score_thresh=0.22)
     randomize(model)
     return model.eval()
 
@@ -59,7 +63,7 @@ def theirs(request):
 def run(theirs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("imported")
     torch.save(theirs.state_dict(), folder / "theirs.pth")
-    arguments = {"short_px": SHORT_PX, "long_px": LONG_PX, "score_threshold": 0.22}
+    arguments = {**ARGUMENTS, "score_threshold": 0.22}
     import_weights(folder / "theirs.pth", system="mask-rcnn-r50-fpn", out=folder / "run", arguments=arguments)
     return folder / "run"
 
@@ -90,6 +94,28 @@ def batch_of(system, pictures):
 def close(a, b, atol=1e-4):
     assert a.shape == b.shape
     assert float((a - b).detach().abs().max()) <= atol
+
+
+SPARED = 2  # answers of an image that a last bit may turn over; 20 and more remain
+
+
+def pairs(theirs, ours):
+    """Rows of the answers to an image that both sides give, theirs and ours.
+
+    The last score that is kept and the next, or an overlap and the one that suppresses, may be a last bit apart: which answer
+    stays is then the processor's choice. More than a few such are no coincidence.
+    """
+    apart = torch.cdist(theirs["boxes"], ours.boxes, p=torch.inf) + 1e4 * (theirs["labels"][:, None] - 1 != ours.labels)
+    near, rows = apart.min(dim=1)
+    mine = torch.nonzero(near <= 0.05)[:, 0]
+    assert len(rows[mine].unique()) == len(mine) >= 20
+    assert max(len(apart), len(ours)) - len(mine) <= SPARED
+    return {key: value[mine] for key, value in theirs.items()}, ours[rows[mine]]
+
+
+def windows(boxes):
+    """Where torchvision pastes a mask: the box grown by a cell of 28 on each side, cut to whole pixels."""
+    return expand_boxes(boxes, 30 / 28).to(torch.int64)
 
 
 @torch.no_grad()
@@ -126,11 +152,12 @@ def test_features_proposals_and_head_outputs(theirs, ours, pictures):
         close(logits[level].permute(0, 2, 3, 1).flatten(1), candidates.logits[level])
         close(deltas[level].permute(0, 2, 3, 1).reshape(2, -1, 4), candidates.deltas[level])
     proposals, _ = theirs.rpn(ImageList(batch.pixels, batch.sizes), features)
-    found = ours.rpn.propose(candidates, batch.sizes, per_level=1000, keep=1000)
+    found = ours.rpn.propose(candidates, batch.sizes, per_level=PROPOSALS, keep=PROPOSALS)
     for a, b in zip(proposals, found, strict=True):
-        assert a.shape == b.boxes.shape
+        assert min(len(a), len(b)) >= 50
+        assert abs(len(a) - len(b)) <= SPARED
         nearest = torch.cdist(a, b.boxes, p=torch.inf).amin(dim=1)
-        assert (nearest <= 0.05).float().mean() >= 0.995  # scores that differ in the last bit may trade places
+        assert int((nearest > 0.05).sum()) <= SPARED  # scores that differ in the last bit may trade places
     class_logits, box_deltas = theirs.roi_heads.box_predictor(
         theirs.roi_heads.box_head(theirs.roi_heads.box_roi_pool(features, proposals, batch.sizes))
     )
@@ -148,17 +175,18 @@ def test_features_proposals_and_head_outputs(theirs, ours, pictures):
 def test_answers_from_image_to_mask(theirs, ours, pictures):
     expected = theirs([p / 255 for p in pictures])
     answers = ours.predict(batch_of(ours, pictures))
-    for a, answer, picture in zip(expected, answers, pictures, strict=True):
-        assert len(a["boxes"]) == len(answer) >= 20
-        same = box_iou(a["boxes"], answer.boxes) * (a["labels"][:, None] - 1 == answer.labels)
-        b = answer[same.argmax(dim=1)]
+    for wanted, answer, picture in zip(expected, answers, pictures, strict=True):
+        a, b = pairs(wanted, answer)
         close(a["boxes"], b.boxes, atol=0.05)
         close(a["scores"], b.scores)
         assert torch.equal(a["labels"] - 1, b.labels)
-        dense = b.masks.to_dense()
+        is_cut_alike = (windows(a["boxes"]) == windows(b.boxes)).all(dim=1)
+        assert int((~is_cut_alike).sum()) <= SPARED  # an edge on a whole pixel, but for a last bit, moves the whole mask
+        dense = b.masks.to_dense()[is_cut_alike]
         assert dense.shape[1:] == picture.shape[1:]
-        truth = a["masks"][:, 0] > 0.5
-        is_even = (a["masks"][:, 0] - 0.5).abs() <= 1e-4  # may fall either way
+        probs = a["masks"][is_cut_alike, 0]
+        truth = probs > 0.5
+        is_even = (probs - 0.5).abs() <= 1e-4  # may fall either way
         assert is_even.float().mean() < 1e-3
         dense = torch.where(is_even, truth, dense)
         iou = (dense & truth).sum(dim=(1, 2)) / (dense | truth).sum(dim=(1, 2)).clamp(min=1)
@@ -183,7 +211,7 @@ def targets_for(sizes):
     return answers
 
 
-def test_losses_on_the_same_anchors_and_rois(theirs, ours, pictures):
+def test_losses_on_the_same_anchors_and_rois(theirs, ours, pictures, monkeypatch):
     batch = batch_of(ours, pictures)
     targets = targets_for(batch.sizes)
     features = theirs.backbone(batch.pixels)
@@ -226,6 +254,7 @@ def test_losses_on_the_same_anchors_and_rois(theirs, ours, pictures):
         close(losses[term].total / losses[term].count, value)
 
     proposals = ours.rpn.propose(candidates, batch.sizes, per_level=2000, keep=2000)
+    monkeypatch.setattr(ours.roi_sampler, "sampler", BalancedSampler(64, positive_fraction=0.25))  # of 512: enough to compare
     sampled = ours.roi_sampler([p.boxes for p in proposals], targets, batch.generators())
     assert len(sampled.positives) >= 6
     losses = ours.box_head.loss(mine, sampled) | ours.instance_heads["mask"].loss(mine, sampled, targets)
@@ -362,20 +391,18 @@ def test_import_of_faster_rcnn_with_coco_rows_and_older_names(tmp_path):
 @torch.no_grad()
 def test_keypoints_from_image_to_joint(pictures, tmp_path):
     options = {"weights": None, "weights_backbone": None, "num_classes": 2, "min_size": SHORT_PX, "max_size": LONG_PX}
-    theirs = keypointrcnn_resnet50_fpn(**options, box_score_thresh=0.5)
+    theirs = keypointrcnn_resnet50_fpn(**options, **LIMITS, box_score_thresh=0.5)
     randomize(theirs)
     torch.save(theirs.eval().state_dict(), tmp_path / "theirs.pth")
-    arguments = {"short_px": SHORT_PX, "long_px": LONG_PX, "score_threshold": 0.5}
+    arguments = {**ARGUMENTS, "score_threshold": 0.5}
     card = import_weights(tmp_path / "theirs.pth", system="keypoint-rcnn-r50-fpn", out=tmp_path / "run", arguments=arguments)
     assert card.system == "keypoint-rcnn-r50-fpn-torchvision"
     assert card.categories.names == ("person",)
     assert card.categories.keypoints.names[-1] == "right_ankle"
     ours = open_model(tmp_path / "run")[0].eval()
     expected = theirs([p / 255 for p in pictures])
-    for a, answer in zip(expected, ours.predict(batch_of(ours, pictures)), strict=True):
-        assert len(a["boxes"]) == len(answer) >= 5
-        same = box_iou(a["boxes"], answer.boxes)
-        b = answer[same.argmax(dim=1)]
+    for wanted, answer in zip(expected, ours.predict(batch_of(ours, pictures)), strict=True):
+        a, b = pairs(wanted, answer)
         close(a["boxes"], b.boxes, atol=0.05)
         close(a["scores"], b.scores)
         written = torch.tensor([e["keypoints"] for e in to_coco_results(b, 1, card.categories)]).reshape(len(b), 17, 3)
