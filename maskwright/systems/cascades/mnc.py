@@ -74,7 +74,7 @@ class MNC(nn.Module):
         mask_head: stage 2, masks.
         category_head: stage 3, classes and better boxes.
         voting: how 2·N instances become detections.
-        training_stages, inference_stages: 3 or 5.
+        stages: 3 or 5, in training and at inference.
         max_detections: per image.
     """
 
@@ -89,8 +89,7 @@ class MNC(nn.Module):
         mask_head: "MaskHead",
         category_head: "CategoryHead",
         voting: MaskVoting,
-        training_stages: Literal[3, 5],
-        inference_stages: Literal[3, 5],
+        stages: tuple[Literal[3, 5], Literal[3, 5]],
         max_detections: int,
     ) -> None:
         super().__init__()
@@ -103,8 +102,7 @@ class MNC(nn.Module):
         self.mask_head = mask_head
         self.category_head = category_head
         self.voting = voting
-        self.stages_in_training = training_stages
-        self.stages_at_inference = inference_stages
+        self.stages_in_training, self.stages_at_inference = stages
         self.max_detections = max_detections
 
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:

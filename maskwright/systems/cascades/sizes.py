@@ -147,8 +147,7 @@ def mnc(size: MncSize, num_classes: int) -> MNC:
             is_selective=size.is_selective,
         ),
         voting=MaskVoting(partners=size.partners, score_threshold=size.score_threshold),
-        training_stages=size.training_stages,
-        inference_stages=size.inference_stages,
+        stages=(size.training_stages, size.inference_stages),
         max_detections=size.max_detections,
     )
 

@@ -68,6 +68,17 @@ class ExtraHead(Protocol):
 # The network, learning and inference of the whole
 
 
+class EmbeddingParts(NamedTuple):
+    """What embeddings come from."""
+
+    positions: nn.Module
+    """Coordinates of cells, added to them."""
+    pixel_head: nn.Module
+    """Those of pixels."""
+    proposal_head: nn.Module
+    """Those of locations, and their margins."""
+
+
 class EmbedMask(nn.Module):
     """EmbedMask.
 
@@ -76,9 +87,7 @@ class EmbedMask(nn.Module):
         backbone, fpn: {stride: features} from pixels.
         assigner: which object each location learns.
         fcos: boxes.
-        positions: coordinates of cells, added to embeddings.
-        pixel_head: embeddings of pixels.
-        proposal_head: embeddings and margins of locations.
+        embedding: of pixels and locations.
         coupling: masks from embeddings, and how they are taught.
         extra_heads: further losses on the features, by name.
         max_detections: per image.
@@ -92,9 +101,7 @@ class EmbedMask(nn.Module):
         fpn: nn.Module,
         assigner: CenterAssigner,
         fcos: FCOSHead,
-        positions: nn.Module,
-        pixel_head: nn.Module,
-        proposal_head: nn.Module,
+        embedding: EmbeddingParts,
         coupling: "Coupling",
         extra_heads: Mapping[str, nn.Module],
         max_detections: int,
@@ -106,9 +113,7 @@ class EmbedMask(nn.Module):
         self.fpn = fpn
         self.assigner = assigner
         self.fcos = fcos
-        self.positions = positions
-        self.pixel_head = pixel_head
-        self.proposal_head = proposal_head
+        self.positions, self.pixel_head, self.proposal_head = embedding
         self.coupling = coupling
         self.extra_heads = nn.ModuleDict(extra_heads)
         self.max_detections = max_detections

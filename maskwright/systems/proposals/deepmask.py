@@ -53,6 +53,15 @@ class Level(NamedTuple):
     """What a refinement knows of the image, (C, H, W) each; DeepMask has none."""
 
 
+class Pyramid(NamedTuple):
+    """The scales at which windows are looked for."""
+
+    octaves: tuple[float, ...]
+    """Their base-2 logarithms."""
+    max_side_px: int | None
+    """Those at which an image's longer side exceeds it are left out, but for the smallest."""
+
+
 class DeepMask(nn.Module):
     """Masks and scores of windows.
 
@@ -62,8 +71,7 @@ class DeepMask(nn.Module):
         backbone: {stride: features} from pixels; the coarsest is what heads look at.
         head: vector and score of every window.
         mask_head: (N, D) → mask logits (N, M, M).
-        octaves: base-2 logarithms of the scales of the pyramid.
-        max_side_px: scales at which an image's longer side exceeds this are left out, but for the smallest.
+        pyramid: its scales.
         max_detections: proposals of an image, N.
         mask_threshold: probability from which a pixel belongs to the object.
         score_threshold: windows that score less are left out.
@@ -80,8 +88,7 @@ class DeepMask(nn.Module):
         backbone: Backbone,
         head: nn.Module,
         mask_head: "MaskHead",
-        octaves: Sequence[float],
-        max_side_px: int | None,
+        pyramid: Pyramid,
         max_detections: int,
         mask_threshold: float = 0.2,  # DeepMask, sec. 5.1, for COCO
         score_threshold: float = 0.0,
@@ -94,8 +101,8 @@ class DeepMask(nn.Module):
         self.stride = max(backbone.strides)
         self.head = head
         self.mask_head = mask_head
-        self.octaves = tuple(sorted(octaves))
-        self.max_side_px = max_side_px
+        self.octaves = tuple(sorted(pyramid.octaves))
+        self.max_side_px = pyramid.max_side_px
         self.max_detections = max_detections
         self.mask_threshold = mask_threshold
         self.score_threshold = score_threshold

@@ -17,7 +17,7 @@ from maskwright.layers.backbones import Backbone
 from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.roi import RoiAlign, RoiPool
 from maskwright.structures import InputSpec, PatchGeometry, ResizeRule
-from maskwright.systems.proposals.deepmask import DeepMask, MaskHead, OriginalHead, SeparateHead, SharedHead, SplitHead
+from maskwright.systems.proposals.deepmask import DeepMask, MaskHead, OriginalHead, Pyramid, SeparateHead, SharedHead, SplitHead
 from maskwright.systems.proposals.fast_rcnn import FastRCNN, ProposalBoxHead
 from maskwright.systems.proposals.multipath import OVERLAPS, MultiPathHead, MultiPathNet
 from maskwright.systems.proposals.sharpmask import Refinement, Schedule, SharpMask, Upsampling
@@ -76,8 +76,7 @@ class WindowSize(Size):
             "input": InputSpec(resize=ResizeRule(self.short_px, self.long_px)),
             "geometry": self.geometry(),
             "mask_head": MaskHead(self.vector_size, coarse=self.coarse_side, side=self.mask_side),
-            "octaves": self.octaves,
-            "max_side_px": self.max_side_px,
+            "pyramid": Pyramid(self.octaves, self.max_side_px),
             "max_detections": self.max_detections,
             "mask_threshold": self.mask_threshold,
             "score_threshold": self.score_threshold,

@@ -86,8 +86,7 @@ class FasterRCNN(nn.Module):
         roi_sampler: draws the proposals the heads learn from.
         box_head: class and box of a proposal.
         instance_heads: what else is learnt of each object; empty for Faster R-CNN.
-        num_proposals: per image, at inference; never fewer than `max_detections`.
-        num_training_proposals: per image, before sampling.
+        num_proposals: per image, in training before sampling, and at inference; there never fewer than `max_detections`.
         num_candidates: anchors of a level that proposals are chosen from, in training and at inference; at inference never
             fewer than `num_proposals`.
         max_detections: per image.
@@ -103,8 +102,7 @@ class FasterRCNN(nn.Module):
         roi_sampler: "RoiSampler",
         box_head: "BoxBranch",
         instance_heads: Mapping[str, nn.Module],
-        num_proposals: int,
-        num_training_proposals: int,
+        num_proposals: tuple[int, int],
         num_candidates: tuple[int, int],
         max_detections: int,
     ) -> None:
@@ -117,8 +115,7 @@ class FasterRCNN(nn.Module):
         self.roi_sampler = roi_sampler
         self.box_head = box_head
         self.instance_heads = nn.ModuleDict(instance_heads)
-        self.num_proposals = num_proposals
-        self.num_training_proposals = num_training_proposals
+        self.num_training_proposals, self.num_proposals = num_proposals
         self.num_training_candidates, self.num_candidates = num_candidates
         self.max_detections = max_detections
 

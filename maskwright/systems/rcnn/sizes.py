@@ -177,8 +177,7 @@ def _around(
         roi_sampler=RoiSampler(num_classes=num_classes, per_image=size.per_image),
         box_head=box_head,
         instance_heads=heads,
-        num_proposals=size.num_proposals,
-        num_training_proposals=size.num_training_proposals,
+        num_proposals=(size.num_training_proposals, size.num_proposals),
         num_candidates=size.rpn_candidates,
         max_detections=size.max_detections,
     )

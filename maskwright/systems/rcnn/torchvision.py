@@ -313,8 +313,7 @@ def _numbers(size: TorchvisionSize, num_classes: int) -> dict[str, Any]:
     return {
         "input": InputSpec(resize=ResizeRule(size.short_px, size.long_px, rounding="floor", antialias=False)),
         "roi_sampler": RoiSampler(num_classes=num_classes, per_image=size.per_image),
-        "num_proposals": size.num_proposals,
-        "num_training_proposals": size.num_training_proposals,
+        "num_proposals": (size.num_training_proposals, size.num_proposals),
         "num_candidates": size.rpn_candidates,
         "max_detections": size.max_detections,
     }
