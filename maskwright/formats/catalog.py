@@ -36,29 +36,31 @@ def foreign_formats() -> tuple[Format, ...]:
     Raises:
         ValueError: one that cannot be used; the message names its package.
     """
-    found = [_load(point) for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)]
-    names = [form.name for form in (*FORMATS, *found)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        packages = ", ".join(sorted({_package(point) for point in entry_points(group=ENTRY_POINTS)}))
-        raise ValueError(f"two formats are named {', '.join(twice)}: uninstall one of the packages that bring them: {packages}")
+    found: list[Format] = []
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        form = _load(point)
+        if form.name in {other.name for other in (*FORMATS, *found)}:
+            raise ValueError(f"{_words(point)} is called {form.name}, as another format is: update or uninstall that package")
+        found.append(form)
     return tuple(found)
 
 
 def _load(point: EntryPoint) -> Format:
     """What an entry point stands for."""
-    where = f"the format {point.name} of the package {_package(point)} ({point.value})"
     try:
         found = point.load()
     except Exception as error:  # whatever a foreign module raises
-        raise ValueError(f"{where} cannot be imported ({error!r}): update or uninstall that package") from None
+        raise ValueError(f"{_words(point)} cannot be imported ({error!r}): update or uninstall that package") from None
     if not isinstance(found, Format):
-        raise ValueError(f"{where} is {found!r}, expected a maskwright.formats.Format: update or uninstall that package")
+        raise ValueError(
+            f"{_words(point)} is {found!r}, expected a maskwright.formats.Format: update or uninstall that package"
+        )
     return found
 
 
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.module
+def _words(point: EntryPoint) -> str:
+    package = point.dist.name if point.dist is not None else point.module
+    return f"the format {point.name} of the package {package} ({point.value})"
 
 
 def find_split(data: Path, split: Split, *, keypoints: bool = False) -> tuple[Format, Source] | None:

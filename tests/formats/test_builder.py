@@ -41,6 +41,7 @@ def test_what_is_left_out_comes_from_the_mask(tmp_path):
         (ObjectRecord, "has neither a box nor a mask"),
         (lambda: ObjectRecord(box=Box(30, 0, 5, 5)), r"the box at \(30, 0\) of 5 x 5 px is empty or outside"),
         (lambda: ObjectRecord(box=Box(3, 3, 0, 5)), ".* is empty or outside the image of 20 x 30 px: remove it"),
+        (lambda: ObjectRecord(box=Box(3, 3, 5, -1)), r"the box at \(3, 3\) of 5 x -1 px is empty"),
         (lambda: ObjectRecord(box=Box(0, 0, 5, 5), area=float("nan")), "area is nan, expected a number of px²"),
         (lambda: ObjectRecord(mask=mask_of_polygons([[40, 1, 50, 1, 50, 9]], SIZE)), "the polygon lies outside the image"),
         (lambda: ObjectRecord(mask=mask_of_runs((np.array([], int), np.array([], int)), SIZE)), "the mask is empty"),
@@ -97,3 +98,17 @@ def test_images_and_objects_without_numbers_are_counted(tmp_path):
     assert [dataset.columns(i).ids.tolist() for i in range(2)] == [[1], [4]]
     with pytest.raises(ValueError, match="there are no images"):
         DatasetBuilder(tmp_path, tmp_path, CATEGORIES).build()
+
+
+def test_objects_keep_their_order_within_an_image_however_images_are_mixed(tmp_path):
+    made = DatasetBuilder(tmp_path, tmp_path, CATEGORIES)
+    for image_id in range(5):
+        made.add_image(image_id, f"{image_id}.png", SIZE)
+    of_image = np.random.default_rng(0).integers(0, 5, 200).tolist()
+    for object_id, image_id in enumerate(of_image):
+        made.add(made.admit(object_id, image_id=image_id, category_id=2), ObjectRecord(box=Box(1, 1, object_id + 1, 2)))
+    dataset = made.build()
+    for image_id in range(5):
+        columns = dataset.columns(image_id)
+        assert columns.ids.tolist() == [number for number, image in enumerate(of_image) if image == image_id]
+        assert columns.extents[:, 0].tolist() == [number + 1 for number in columns.ids]

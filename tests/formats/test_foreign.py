@@ -130,7 +130,11 @@ def test_it_is_named_where_nothing_was_found_and_ours_come_first(folders, tmp_pa
         ("x = broken_format:X", "1 / 0", "cannot be imported .ZeroDivisionError.*: update or uninstall that package"),
         ("x = broken_format:X", "Y = 1", "cannot be imported .AttributeError"),
         ("x = broken_format:X", "X = 5", "broken_format:X. is 5, expected a maskwright.formats.Format"),
-        ("x = broken_format:X", "from maskwright.formats.coco import COCO as X", "two formats are named coco: .* broken"),
+        (
+            "x = broken_format:X",
+            "from maskwright.formats.coco import COCO as X",
+            "of the package broken .* is called coco, as another format is",
+        ),
     ],
 )
 def test_a_broken_package_is_named(folders, monkeypatch, tmp_path, entry, text, message):
