@@ -1,13 +1,9 @@
-import ast
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 
-from maskwright import formats
-from maskwright.formats.catalog import FORMATS, open_datasets, open_split, split_dataset
+from maskwright.formats.catalog import open_datasets, open_split, split_dataset
 from maskwright.recipes import DataOptions, find_recipe
 from maskwright.training.sources import open_data
 from tests.conftest import make_coco
@@ -127,35 +123,3 @@ def test_images_in_sub_folders(tmp_path):
     data["images"][0]["file_name"] = "deep\\a b.png"
     (tmp_path / "annotations" / "train.json").write_text(json.dumps(data))
     assert open_split(tmp_path, "train").read(0).image.shape == (96, 128, 3)
-
-
-ROOM = Path(formats.__file__).parent
-NEUTRAL = {"builder", "dataset", "files", "format", "images", "packing"}
-PAIRS = {("coco_results", "coco")}  # one format in two modules
-
-
-def imported(path):
-    """Full names of all that a module imports, wherever it does."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-
-
-def test_a_format_knows_no_other_and_the_catalog_alone_knows_them_all():
-    known = {
-        path.stem: {name.split(".")[2] for name in imported(path) if name.startswith("maskwright.formats.")}
-        for path in ROOM.glob("*.py")
-    }
-    for name in NEUTRAL:
-        assert known[name] <= NEUTRAL, name
-    for name in set(known) - NEUTRAL - {"catalog", "__init__"}:
-        assert {(name, other) for other in known[name] - NEUTRAL} <= PAIRS, name
-    assert {form.read.__module__.split(".")[-1] for form in FORMATS} <= known["catalog"]
-
-
-def test_reading_files_needs_no_network():
-    light = {"torch", "numpy", "PIL", "scipy", "maskwright", *sys.stdlib_module_names}  # no torchvision, no timm
-    for path in ROOM.glob("*.py"):
-        assert {name.split(".")[0] for name in imported(path)} <= light, path
