@@ -3,6 +3,7 @@
 They answer {stride: (B, C, H / stride, W / stride)}.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,14 +54,18 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         options = _norm_option(norm, norm_eps)
-        with torch.device("meta"):
-            whole: Any = timm.create_model(name, features_only=True)
-        known: list[int] = whole.feature_info.reduction()
+        known = _strides_of(name)
+        if unknown := [s for s in strides if s not in known]:
+            raise ValueError(f"got strides {unknown} of {name}, expected some of {known}, which it has")
         stages = [known.index(s) for s in strides]
         if dilated:
             stages[-1] += 1
             options["output_stride"] = strides[-1]
-        network: Any = timm.create_model(name, features_only=True, out_indices=tuple(stages), **options)
+        try:
+            network: Any = timm.create_model(name, features_only=True, out_indices=tuple(stages), **options)
+        except (TypeError, ValueError, NotImplementedError, IndexError) as error:
+            how = f"norm={norm!r}{', dilated' if dilated else ''}"
+            raise ValueError(f"{name} cannot be had with {how} ({error}): choose another backbone, such as resnet34") from None
         self.name = name
         self.strides = tuple(strides)
         self.channels = dict(zip(network.feature_info.reduction(), network.feature_info.channels(), strict=True))
@@ -135,7 +140,10 @@ class LastStage(ImageNetPart):
         stage: str = "layer4",
     ) -> None:
         super().__init__()
-        self.blocks: nn.Module = timm.create_model(name, **_norm_option(norm, norm_eps)).get_submodule(stage)
+        network: nn.Module = timm.create_model(name, **_norm_option(norm, norm_eps))
+        if stage not in dict(network.named_children()):
+            raise ValueError(f"{name} has no stage {stage!r} that could look at RoIs: choose a ResNet")
+        self.blocks = network.get_submodule(stage)
         self.pretrained = name if stage == "layer4" else None
         if stride_in_1x1:
             _move_strides(self.blocks)
@@ -192,6 +200,22 @@ ORIGINS = {
 its ResNeXt."""
 
 Origin = Literal["timm", "caffe", "detectron2", "detectron2-x101"]
+
+
+def _strides_of(name: str) -> list[int]:
+    """Of the maps a network has.
+
+    Raises:
+        ValueError: timm does not know it, or not as one that gives maps.
+    """
+    near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3)) or "'timm.list_models()' lists them"
+    try:
+        with torch.device("meta"):
+            network: Any = timm.create_model(name, features_only=True)
+        strides: list[int] = network.feature_info.reduction()
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"timm has no feature maps of a backbone {name!r} ({error}); near it: {near}") from None
+    return strides
 
 
 def _norm_option(norm: Norm, eps: float) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from pydantic.dataclasses import dataclass
 from maskwright.systems.system import System
 
 Count = Annotated[int, Field(gt=0)]
+Whole = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-"""How many, how large; and scores."""
+Amount = Annotated[float, Field(ge=0)]
+"""How many, or how large: one at least, or perhaps none; shares and scores; numbers that are not negative."""
 
 T = TypeVar("T")
 

@@ -14,9 +14,9 @@ import torch
 from maskwright import api
 from maskwright.formats.files import read_json
 from maskwright.layers.roi import ByLevel, RoiPool
-from maskwright.recipes import find_recipe, read_recipe
+from maskwright.recipes import read_recipe
 from maskwright.runs import open_model
-from maskwright.runs.checkpoints import all_arguments, build_system, save_tensors
+from maskwright.runs.checkpoints import save_tensors
 from maskwright.systems import RETIRED, SYSTEMS, find_builder
 from tests.conftest import make_coco
 
@@ -74,34 +74,3 @@ def test_names_that_are_retired_say_what_to_use(name):
     assert RETIRED[name][0] in SYSTEMS
     with pytest.raises(ValueError, match=f"{name} is {RETIRED[name][0]} since version 0.2: use that name"):
         find_builder(name)
-
-
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_arguments_survive_json(name):
-    """Runs hold every argument: what was saved builds the same size again."""
-    builder = find_builder(name)
-    arguments = json.loads(json.dumps(all_arguments(name, {"num_classes": 2})))
-    del arguments["num_classes"]
-    assert type(builder.size)(summary=builder.size.summary, **arguments) == builder.size
-
-
-def test_fields_of_a_size_are_arguments_with_bounds():
-    with torch.device("meta"):
-        assert build_system("mask-rcnn-small", {"num_classes": 2, "fpn_channels": 64}).box_head.fc1.in_features == 64 * 49
-        assert build_system("fcos-small", {"num_classes": 2, "nms_iou": 0.5}).head.nms_iou == 0.5
-    with pytest.raises(ValueError, match=r"fcos-small do not fit:\n  nms_iou: Input should be less than or equal to 1 \(got 2"):
-        build_system("fcos-small", {"num_classes": 2, "nms_iou": 2})
-    recipe = find_recipe("mask-rcnn-small").with_changes(["arguments.anchors={4: [16], 8: [32], 16: [64]}"])
-    with torch.device("meta"):
-        system = build_system(recipe.system, {"num_classes": 2, **recipe.arguments})
-    assert list(system.rpn.anchors.shapes) == [4, 8, 16]
-
-
-def test_every_field_is_described():
-    undescribed = [
-        f"{name}: {field}"
-        for name, builder in SYSTEMS.items()
-        for field, text in type(builder.size).descriptions().items()
-        if not text.endswith((".", ")"))
-    ]
-    assert undescribed == []

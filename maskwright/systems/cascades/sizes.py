@@ -21,7 +21,7 @@ from maskwright.systems.cascades.mnc import MATCH_INSIDE, MNC, CascadeRPN, Casca
 from maskwright.systems.cascades.stepwise import StepwiseMNC
 from maskwright.systems.cascades.voting import MaskVoting
 from maskwright.systems.rcnn.rpn import MATCH_RPN
-from maskwright.systems.size import Count, Share, Size, size_class
+from maskwright.systems.size import Amount, Count, Share, Size, size_class
 
 
 @size_class
@@ -38,7 +38,7 @@ class CascadeSize(Size):
     """Whether anchors that stick out of the image teach nothing; in small windows no large one lies inside."""
     rpn_hidden: Count
     """Channels of the RPN between its layers."""
-    min_side_px: float
+    min_side_px: Amount
     """Sides of a proposal at least."""
     rpn_candidates: tuple[Count, Count]
     """Boxes that suppress each other, in training and at inference."""
@@ -92,7 +92,7 @@ class MncSize(CascadeSize):
     """Side of a mask that is regressed."""
     mask_hidden: Count = 256
     """Units of its hidden layer."""
-    mask_weight: float = 2.0
+    mask_weight: Amount = 2.0
     """Of its loss (the paper: 1, the code: 2)."""
     category_hidden: Count | None
     """Units of both hidden layers of a pathway; null has the network's last stage look at each RoI."""

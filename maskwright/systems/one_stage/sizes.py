@@ -9,9 +9,10 @@ Legend: K classes.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from maskwright.layers.backbones import ORIGINS, Origin
@@ -41,7 +42,7 @@ from maskwright.systems.one_stage.embedmask import (
 )
 from maskwright.systems.one_stage.fcos import FCOS, CenterAssigner, FCOSHead, LevelScales, Ranking
 from maskwright.systems.one_stage.fused import FusedBranch, MiddleAssigner, SemanticHead, UpsampledProbabilities
-from maskwright.systems.size import Count, Share, Size, size_class
+from maskwright.systems.size import Amount, Count, Share, Size, size_class
 
 # FCOS
 
@@ -74,13 +75,24 @@ class FcosSize(Size):
     """Overlap above which a detection suppresses a worse one of its class."""
     score_threshold: Share = 0.05
     """Class probabilities up to it are not answered."""
-    score_power: float = 0.5
+    score_power: Annotated[float, Field(gt=0)] = 0.5
     """Of class probability times centerness, which scores a detection."""
     max_detections: Count = 100
     """Objects answered for an image at most."""
 
     def features(self) -> dict[str, Any]:
-        """Input, backbone and pyramid."""
+        """Input, backbone and pyramid.
+
+        Raises:
+            ValueError: levels that a pyramid cannot have, or not one bound between each two.
+        """
+        finest, given = self.strides[0], len(self.backbone_strides)
+        wanted = tuple(finest * 2**i for i in range(len(self.strides)))
+        if self.strides != wanted or self.strides[:given] != self.backbone_strides:
+            got = f"got strides {self.strides} on maps of {self.backbone_strides}"
+            raise ValueError(f"{got}, expected those of the maps first, and each twice the one before")
+        if len(self.bounds) != len(self.strides) - 1:
+            raise ValueError(f"got bounds {self.bounds} for {len(self.strides)} levels, expected one between each two")
         origin = ORIGINS[self.weights_origin]
         backbone = origin.backbone(self.backbone, strides=self.backbone_strides, norm=self.norm)
         coarser = ConvolvedLevels(self.channels, count=len(self.strides) - len(self.backbone_strides))
@@ -144,7 +156,7 @@ class EmbedMaskSize(FcosSize):
 
     dim: Count
     """Numbers of an embedding."""
-    coordinates: float
+    coordinates: Amount
     """What coordinates / 100 px are multiplied by at first."""
     margin: Literal["learned", "fixed"] = "learned"
     """Whether each location has a margin of its own, or all the same."""
@@ -308,7 +320,7 @@ class FusedSize(FcosSize):
 
     dim: Count
     """Numbers of an embedding."""
-    coordinates: float
+    coordinates: Amount
     """What coordinates / 100 px are multiplied by."""
     branch_channels: Count
     """Of the mask branch, and of what embeddings and margins are predicted from."""

@@ -18,7 +18,7 @@ from maskwright.layers.fpn import ConvolvedLevels, FeaturePyramid
 from maskwright.layers.grids import cell_corners
 from maskwright.structures import InputSpec, ResizeRule
 from maskwright.systems.one_stage.fcos import FCOS, CenterAssigner, FCOSHead, Ranking
-from maskwright.systems.size import Count, Size, size_class
+from maskwright.systems.size import Amount, Count, Size, size_class
 from maskwright.systems.system import Loss
 
 
@@ -62,7 +62,7 @@ def everything(points: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 class TorchvisionFcosSize(Size):
     """Of FCOS with these parts."""
 
-    norm_eps: float = 1e-5
+    norm_eps: Amount = 1e-5
     """Added to the variance of a frozen norm."""
     num_candidates: Count = 1000
     """Of each level, before suppression."""

@@ -22,7 +22,7 @@ from maskwright.systems.proposals.fast_rcnn import FastRCNN, ProposalBoxHead
 from maskwright.systems.proposals.multipath import OVERLAPS, MultiPathHead, MultiPathNet
 from maskwright.systems.proposals.sharpmask import Refinement, Schedule, SharpMask, Upsampling
 from maskwright.systems.rcnn.mask_rcnn import RoiSampler
-from maskwright.systems.size import Count, Share, Size, size_class
+from maskwright.systems.size import Amount, Count, Share, Size, Whole, size_class
 
 # DeepMask and SharpMask
 
@@ -37,7 +37,7 @@ class WindowSize(Size):
 
     window_px: Count = 160
     """Side of a window, W of the name W-P-D-F."""
-    context_px: int = 16
+    context_px: Whole = 16
     """Around a window in training, at each side."""
     octaves: tuple[float, ...] = OCTAVES
     """Base-2 logarithms of the scales of the pyramid."""
@@ -254,7 +254,7 @@ class DetectorSize(Size):
 class FastRcnnSize(DetectorSize):
     """Of Fast R-CNN."""
 
-    box_beta: float
+    box_beta: Amount
     """Error from which the smooth L1 loss of boxes is linear; 0 is L1."""
     nms_iou: Share
     """Overlap above which a detection suppresses a worse one of its class."""
@@ -292,7 +292,7 @@ class PyramidSize(FastRcnnSize):
     """Of the maps, px."""
     fpn_channels: Count
     """Of every level."""
-    sampling_ratio: int = 0
+    sampling_ratio: Whole = 0
     """Samples of a cell a side, of RoIAlign; 0 takes as many as there are features."""
 
 

@@ -30,7 +30,7 @@ from maskwright.systems.rcnn.rivals import (
     StagedMask,
 )
 from maskwright.systems.rcnn.rpn import RegionProposalNetwork
-from maskwright.systems.size import Count, Share, Size, size_class
+from maskwright.systems.size import Amount, Count, Share, Size, Whole, size_class
 
 
 @size_class
@@ -51,17 +51,17 @@ class TwoStageSize(Size):
     """RoIs of an image that heads learn from."""
     roi: Operator = "align"
     """How features of a RoI are had."""
-    sampling_ratio: int = 0
+    sampling_ratio: Whole = 0
     """Samples of a cell a side, of RoIAlign; 0 takes as many as there are features."""
     mask_hidden: Count = 256
     """Channels of a mask head's hidden layers."""
-    box_beta: float = 0.0
+    box_beta: Amount = 0.0
     """Error from which the smooth L1 loss of boxes is linear; 0 is L1."""
     rpn_nms_iou: Share = 0.7
     """Overlap above which a proposal suppresses a worse one of its level."""
     nms_iou: Share = 0.5
     """Overlap above which a detection suppresses a worse one of its class."""
-    rpn_candidates: tuple[int, int]
+    rpn_candidates: tuple[Whole, Whole]
     """Anchors of a level that proposals are chosen from, in training and at inference; there never fewer than proposals."""
     num_training_proposals: Count
     """Proposals of an image that RoIs are drawn from."""
@@ -74,6 +74,24 @@ class TwoStageSize(Size):
         """How an image becomes pixels."""
         spec = ORIGINS[self.weights_origin].input(ResizeRule(self.short_px, self.long_px))
         return replace(spec, size_divisor=self.size_divisor)
+
+    @property
+    def num_coarser(self) -> int:
+        """Levels with anchors that are coarser than the backbone's maps.
+
+        Raises:
+            ValueError: anchors where there is no level, or not as many at each.
+        """
+        levels = [max(self.strides) * 2 ** (i + 1) for i in range(len(self.anchors))]
+        coarser = [stride for stride in sorted(self.anchors) if stride > max(self.strides)]
+        if not set(self.anchors) <= {*self.strides, *coarser} or coarser != levels[: len(coarser)]:
+            raise ValueError(
+                f"got anchors at strides {', '.join(map(str, self.anchors))}, expected some of "
+                f"{', '.join(map(str, self.strides))} and, on a pyramid, {levels[0]}, {2 * levels[0]} and so on"
+            )
+        if len({len(sides) for sides in self.anchors.values()}) != 1:
+            raise ValueError(f"got anchors {self.anchors}, expected as many at every stride")
+        return len(coarser)
 
     def pool(self, side: int, strides: tuple[int, ...]) -> RoiOperator:
         """To side × side cells, from maps of these strides."""
@@ -121,8 +139,10 @@ def rcnn(size: RcnnSize, num_classes: int) -> FasterRCNN:
     fpn: nn.Module = nn.Identity()
     channels = body.channels[size.strides[-1]]
     if size.fpn_channels is not None:
-        channels, coarser = size.fpn_channels, SubsampledLevels(len(size.anchors) - len(size.strides))
-        fpn = FeaturePyramid(body.channels, channels=channels, coarser=coarser)
+        channels = size.fpn_channels
+        fpn = FeaturePyramid(body.channels, channels=channels, coarser=SubsampledLevels(size.num_coarser))
+    elif len(size.strides) > 1 or size.num_coarser:
+        raise ValueError(f"got strides {size.strides} without a pyramid, expected one map, and anchors on it: set fpn_channels")
     rpn = RegionProposalNetwork(channels, anchors=PyramidAnchors(size.anchors), nms_iou=size.rpn_nms_iou)
     pool = size.pool(7, size.strides)
     box_head = BoxHead(channels, hidden=size.box_hidden, pool=pool, **_box_options(size, num_classes))
@@ -138,6 +158,8 @@ def rcnn(size: RcnnSize, num_classes: int) -> FasterRCNN:
 
 def c4(size: C4Size, num_classes: int) -> FasterRCNN:
     """Faster or Mask R-CNN on one map, with a stage of the network as head."""
+    if len(size.strides) > 1 or size.num_coarser:
+        raise ValueError(f"got strides {size.strides}, expected the one map of a system without a pyramid, and anchors on it")
     origin = ORIGINS[size.weights_origin]
     body = origin.backbone(size.backbone, strides=size.strides, norm=size.norm)
     channels = body.channels[size.strides[-1]]

@@ -34,7 +34,7 @@ from maskwright.structures import boxes as box_functions
 from maskwright.systems.rcnn.keypoints import KeypointHead, points_of
 from maskwright.systems.rcnn.mask_rcnn import BoxBranch, BoxHead, FasterRCNN, MaskHead, RoiSampler
 from maskwright.systems.rcnn.rpn import Features, RegionProposalNetwork
-from maskwright.systems.size import Count, Share, Size, size_class
+from maskwright.systems.size import Amount, Count, Share, Size, Whole, size_class
 from maskwright.systems.system import Loss
 
 BETA = 1 / 9
@@ -235,7 +235,7 @@ class TorchvisionSize(Size):
 
     has_mask_head: bool
     """Whether there are masks."""
-    rpn_candidates: tuple[int, int] = (2000, 0)
+    rpn_candidates: tuple[Whole, Whole] = (2000, 0)
     """Anchors of a level that proposals are chosen from, in training and at inference; there never fewer than proposals."""
     num_training_proposals: Count = 2000
     """Proposals of an image that RoIs are drawn from."""
@@ -261,7 +261,7 @@ class FirstSize(TorchvisionSize):
 
     num_keypoints: Count | None = None
     """Of the keypoint head; null for none."""
-    norm_eps: float = 1e-5
+    norm_eps: Amount = 1e-5
     """Added to the variance of a frozen norm."""
 
 
