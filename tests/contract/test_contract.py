@@ -16,15 +16,26 @@ from maskwright.systems import SYSTEMS, Task
 from maskwright.systems.proposals.fast_rcnn import FastRCNN
 from tests.conftest import needs_proposals
 
-SMALL = [name for name in SYSTEMS if name.endswith("-small")]
+RIVALS = [
+    "mask-rcnn-small roi=pool mask=softmax",
+    "mask-rcnn-c4-small roi=warp mask=agnostic",
+    "keypoint-rcnn-small roi=warp-mean",
+]
+SMALL = [*(name for name in SYSTEMS if name.endswith("-small")), *RIVALS]
 FEW = {"num_proposals": 50, "num_candidates": 50, "max_detections": 20}  # enough to answer with
 each = partial(pytest.mark.parametrize, "name", scope="module")  # all tests of a system one after the other: built once
 
 
+def system_of(name):
+    """The system of a name, which further words give arguments."""
+    return name.split()[0]
+
+
 def arguments_of(name, **arguments):
-    known = inspect.signature(SYSTEMS[name]).parameters
+    known = inspect.signature(SYSTEMS[system_of(name)]).parameters
     few = {key: value for key, value in FEW.items() if key in known}
-    return {"num_classes": 3, "score_threshold": 0.0, **few, **arguments}
+    variant = dict(word.split("=") for word in name.split()[1:])
+    return {"num_classes": 3, "score_threshold": 0.0, **few, **variant, **arguments}
 
 
 def build(name, **arguments):
@@ -35,7 +46,7 @@ def build(name, **arguments):
 @lru_cache(maxsize=4)
 def built(name, **arguments):
     torch.manual_seed(0)
-    return SYSTEMS[name](**arguments_of(name, **arguments))
+    return SYSTEMS[system_of(name)](**arguments_of(name, **arguments))
 
 
 def batch_of(system, sizes, seed=0):
@@ -107,7 +118,7 @@ def total(losses):
 
 def kinds_of(name):
     """The kinds of patches a system's recipe trains on; none where it trains on whole images."""
-    return sorted({kind for stage in find_recipe(name).stages if stage.patches for kind in stage.patches.kinds})
+    return sorted({kind for stage in find_recipe(system_of(name)).stages if stage.patches for kind in stage.patches.kinds})
 
 
 def patches_of(system, kind, targets, seed=0):
@@ -165,7 +176,7 @@ def test_images_without_objects_train(name, precision):
     assert all(torch.isfinite(loss.total) for loss in losses.values())
 
 
-@each([name for name in SMALL if needs_proposals(name)])
+@each([name for name in SMALL if needs_proposals(system_of(name))])
 @pytest.mark.parametrize("sides", [[], [20], [900]])
 def test_parts_without_a_region_take_part_too(name, sides):
     """Whatever levels of a pyramid the regions are on, and if there are none: several processes wait for all gradients."""
@@ -263,7 +274,7 @@ def test_two_micro_batches_give_the_gradient_of_one(name):
 def test_saved_and_loaded_is_the_same(name, tmp_path):
     system = build(name, max_detections=7)
     arguments = arguments_of(name, max_detections=7)
-    card = ModelCard(name, arguments, Categories(("a", "b", "c"), (4, 2, 9)), system.input)
+    card = ModelCard(system_of(name), arguments, Categories(("a", "b", "c"), (4, 2, 9)), system.input)
     save_model(tmp_path, card, system.state_dict())
     again, back = open_model(tmp_path)
     batch = batch_of(system, [(64, 64)])
