@@ -85,10 +85,13 @@ def learnt(name: str, root, out, console, *, share: float = 1.0, changes: tuple[
     return metrics.ap, best
 
 
-@pytest.mark.parametrize("name", ["mask-rcnn-small", "embedmask-small"])  # what is inside other systems learns with them
+SHARES = {"mask-rcnn-small": 0.5, "embedmask-small": 0.3}  # of the steps; what is inside other systems learns with them
+
+
+@pytest.mark.parametrize("name", SHARES)
 def test_an_image_is_learnt_by_heart(name, one_image, tmp_path, console):
-    ap, best = learnt(name, one_image, tmp_path / "run", console, share=0.5)
-    assert ap >= 0.6 * best  # 0.74 and 0.93 were measured; with all steps, on three images, more is asked below
+    ap, best = learnt(name, one_image, tmp_path / "run", console, share=SHARES[name])
+    assert ap >= 0.6 * best  # 0.77 and 0.79 were measured; with all steps, on three images, more is asked below
 
 
 @pytest.mark.slow

@@ -205,7 +205,7 @@ LARGE = [name for name in SYSTEMS if not name.endswith("-small")]
 def test_small_recipes_run_two_steps(name, coco_folder, tmp_path, console):
     if "keypoint" in name:
         add_corners(coco_folder)
-    recipe = tiny_recipe(coco_folder, "epochs=2", "batch_size=4", "evaluate_every=9", system=name)
+    recipe = tiny_recipe(coco_folder, "epochs=1", "batch_size=2", system=name)  # of four images
     metrics = train(recipe, tmp_path / "run", device="cpu", console=console)
     assert -1 <= metrics.ap <= 1
     assert (tmp_path / "run" / "best" / "weights.safetensors").is_file()
@@ -216,8 +216,8 @@ USUAL = ("mask-rcnn-r50-fpn", "embedmask-r50")
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in USUAL else pytest.mark.slow) for n in LARGE])
 def test_large_recipes_run_two_steps_from_backbone_weights(name, tmp_path, console):
-    make_coco(tmp_path / "data", images=2, split="train")
-    make_coco(tmp_path / "data", images=1, split="val")
+    make_coco(tmp_path / "data", images=2, split="train", size=(64, 64))
+    make_coco(tmp_path / "data", images=1, split="val", size=(64, 64))
     if "keypoint" in name:
         add_corners(tmp_path / "data")
     networks = {
