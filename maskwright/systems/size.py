@@ -86,6 +86,9 @@ class Sized(Generic[S]):
         num_classes = inspect.Parameter("num_classes", inspect.Parameter.KEYWORD_ONLY, annotation=int)
         self.__signature__ = inspect.Signature([num_classes, *arguments])
 
+    def __repr__(self) -> str:
+        return f"Sized({self.build.__qualname__}, {self.size!r})"
+
     def __call__(self, *, num_classes: int, **arguments: Any) -> System:
         """The network, weights not yet loaded.
 
