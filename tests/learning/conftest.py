@@ -12,22 +12,22 @@ from maskwright.structures import COCO_PERSON, Masks
 from maskwright.structures.boxes import clip
 from tests.conftest import EXAMPLES
 
-SIDE_PX, ZOOM = 64, 4
+ZOOM = 4
 
 
 @pytest.fixture(scope="session")
 def large_nuclei(tmp_path_factory):
     """Three real images whose objects are 64 px and more."""
-    return enlarged(tmp_path_factory.mktemp("large"), 3)
+    return enlarged(tmp_path_factory.mktemp("large"), 3, side_px=64)
 
 
 @pytest.fixture(scope="session")
 def one_image(tmp_path_factory):
-    """The one of them with most objects."""
-    return enlarged(tmp_path_factory.mktemp("one"), 1)
+    """A smaller one, with four of them."""
+    return enlarged(tmp_path_factory.mktemp("one"), 1, side_px=48)
 
 
-def enlarged(root, count):
+def enlarged(root, count, side_px):
     """Windows with many large nuclei, four times as large: a data set whose validation images are the training images."""
     (root / "images").mkdir()
     (root / "annotations").mkdir()
@@ -37,18 +37,18 @@ def enlarged(root, count):
         boxes = dataset.instances(i).boxes
         height, width = dataset.image_size(i)
         for box in boxes:
-            x = min(max(int(box[[0, 2]].mean()) - SIDE_PX // 2, 0), width - SIDE_PX)
-            y = min(max(int(box[[1, 3]].mean()) - SIDE_PX // 2, 0), height - SIDE_PX)
-            seen = clip(boxes - torch.tensor([x, y, x, y]), (SIDE_PX, SIDE_PX))
+            x = min(max(int(box[[0, 2]].mean()) - side_px // 2, 0), width - side_px)
+            y = min(max(int(box[[1, 3]].mean()) - side_px // 2, 0), height - side_px)
+            seen = clip(boxes - torch.tensor([x, y, x, y]), (side_px, side_px))
             sides = (seen[:, 2:] - seen[:, :2]).amin(dim=1) * ZOOM
-            windows.append((int(((sides >= 64) & (sides <= 160)).sum()), -i, (x, y, x + SIDE_PX, y + SIDE_PX)))
+            windows.append((int(((sides >= 64) & (sides <= 160)).sum()), -i, (x, y, x + side_px, y + side_px)))
     best = {-i: (count, window) for count, i, window in sorted(windows)}  # the last, best window of each image
     chosen = sorted(((count, i, window) for i, (count, window) in best.items()), reverse=True)[:count]
     data = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "nucleus"}]}
     (root / "images" / "again").mkdir()
     for number, (_, i, (x0, y0, x1, y1)) in enumerate(chosen):
         sample = dataset.read(i)
-        size = (SIDE_PX * ZOOM, SIDE_PX * ZOOM)
+        size = (side_px * ZOOM, side_px * ZOOM)
         picture = Image.fromarray(sample.image[y0:y1, x0:x1].numpy()).resize(size, Image.Resampling.BICUBIC)
         for folder in (root / "images", root / "images" / "again"):  # training and validation may not share files
             picture.save(folder / f"{number}.png")

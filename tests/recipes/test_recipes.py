@@ -233,17 +233,16 @@ def test_large_recipes_run_two_steps_from_backbone_weights(name, tmp_path, conso
     save_file(timm.create_model(network, num_classes=0).state_dict(), tmp_path / "weights.safetensors")
     recipe = find_recipe(name).with_changes(
         [
-            "epochs=2",
-            "batch_size=2",
+            "epochs=1",
+            "batch_size=1",  # of two images
             "workers=0",
-            "evaluate_every=9",
             "arguments={max_detections: 5}",
         ]
     )
     if recipe.stages[0].patches is None:
         recipe = recipe.with_changes(["augment.short_sides=[64]"])
     else:
-        recipe = recipe.with_changes(["patches.batches_per_epoch=1", "patches.validation_batches=1"])
+        recipe = recipe.with_changes(["patches.batches_per_epoch=2", "patches.validation_batches=1"])
     if needs_proposals(name):
         recipe = recipe.with_changes([f"proposals={truth_as_proposals(tmp_path / 'data')}"])
     changes = {"data": DataOptions(path=str(tmp_path / "data")), "backbone_weights": str(tmp_path / "weights.safetensors")}

@@ -121,7 +121,7 @@ def test_targets_without_keypoints_are_refused():
 
 @pytest.mark.parametrize("name", ["keypoint-rcnn-small", "mask-keypoint-rcnn-small"])
 def test_from_data_to_pictures(name, corners_folder, tmp_path, console):
-    recipe = tiny_recipe(corners_folder, "epochs=2", system=name)
+    recipe = tiny_recipe(corners_folder, system=name)
     metrics = train(recipe, tmp_path / "run", device="cpu", console=console)
     assert metrics.kind == "keypoints"
     assert "keypoint AP" in console.file.getvalue()
