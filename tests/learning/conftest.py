@@ -23,8 +23,14 @@ def large_nuclei(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def one_image(tmp_path_factory):
-    """A smaller one, with four of them."""
-    return enlarged(tmp_path_factory.mktemp("one"), 1, side_px=48)
+    """The one of them with most objects."""
+    return enlarged(tmp_path_factory.mktemp("one"), 1, side_px=64)
+
+
+@pytest.fixture(scope="session")
+def one_small_image(tmp_path_factory):
+    """A smaller one, with four objects."""
+    return enlarged(tmp_path_factory.mktemp("small"), 1, side_px=48)
 
 
 def enlarged(root, count, side_px):
