@@ -33,13 +33,15 @@ def system_tables(name: str) -> Iterator[Table | str]:
         parts.add_row(part, f"{size:,}")
     yield parts
     yield "\nArguments: --set arguments.NAME=VALUE to train, --set NAME=VALUE to import, evaluate and predict"
-    arguments = Table("argument", "default", "values", "what it is", box=None)
+    arguments = Table(Column("argument", no_wrap=True), "default", "values, and what it is", box=None)
     builder = find_builder(name)
     described = type(builder.size).descriptions() if isinstance(builder, Sized) else {}
     for argument in inspect.signature(builder).parameters.values():
         if argument.default is not argument.empty:
             default = yaml.safe_dump(_plain(argument.default), default_flow_style=True).split("\n")[0]
-            arguments.add_row(argument.name, default, _values(argument.annotation), described.get(argument.name, ""))
+            arguments.add_row(argument.name, default, _values(argument.annotation))
+            if argument.name in described:
+                arguments.add_row("", "", f"  {described[argument.name]}")
     yield arguments
 
 

@@ -57,15 +57,24 @@ class Backbone(nn.Module):
         known = _strides_of(name)
         if unknown := [s for s in strides if s not in known]:
             raise ValueError(f"got strides {unknown} of {name}, expected some of {known}, which it has")
+        if list(strides) != sorted(set(strides)):
+            raise ValueError(f"got strides {list(strides)} of {name}, expected each once, the finest first")
         stages = [known.index(s) for s in strides]
         if dilated:
+            if strides[-1] == known[-1]:
+                raise ValueError(
+                    f"got a dilated stage of {name} after stride {strides[-1]}, expected a finer one, as none follows"
+                )
             stages[-1] += 1
             options["output_stride"] = strides[-1]
         try:
             network: Any = timm.create_model(name, features_only=True, out_indices=tuple(stages), **options)
-        except (TypeError, ValueError, NotImplementedError, IndexError) as error:
-            how = f"norm={norm!r}{', dilated' if dilated else ''}"
-            raise ValueError(f"{name} cannot be had with {how} ({error}): choose another backbone, such as resnet34") from None
+        except (AssertionError, TypeError, ValueError, NotImplementedError, IndexError) as error:
+            how = f"norm={norm!r}{f', dilated from stride {strides[-1]} on' if dilated else ''}"
+            why = f" ({error})" if str(error) else ""
+            raise ValueError(f"{name} cannot be had with {how}{why}: choose another backbone, such as resnet34") from None
+        if norm == "none" and any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
+            raise ValueError(f"{name} has batch norms, got norm='none', expected 'frozen' or 'group'")
         self.name = name
         self.strides = tuple(strides)
         self.channels = dict(zip(network.feature_info.reduction(), network.feature_info.channels(), strict=True))
@@ -206,15 +215,19 @@ def _strides_of(name: str) -> list[int]:
     """Of the maps a network has.
 
     Raises:
-        ValueError: timm does not know it, or not as one that gives maps.
+        ValueError: timm does not know it, or not as one that gives maps of images of any size.
     """
     near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3)) or "'timm.list_models()' lists them"
+    if not timm.is_model(name):  # nor a name that has it look for one on a hub
+        raise ValueError(f"timm has no backbone {name!r}; near it: {near}")
     try:
         with torch.device("meta"):
             network: Any = timm.create_model(name, features_only=True)
+        if (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size:
+            raise ValueError("its images have one size")
         strides: list[int] = network.feature_info.reduction()
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"timm has no feature maps of a backbone {name!r} ({error}); near it: {near}") from None
+        raise ValueError(f"timm has no feature maps of the backbone {name!r} ({error}); near it: {near}") from None
     return strides
 
 

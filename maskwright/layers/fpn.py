@@ -64,8 +64,16 @@ class ConvolvedLevels(nn.Module):
         """Each half the size of the one before it, rounded up, the first of `level` (B, C, H, W)."""
         levels = [level]
         for conv in self.convs:
-            levels.append(conv(F.relu(levels[-1]) if len(levels) > 1 else level))
+            levels.append(conv(_two_wide(F.relu(levels[-1]) if len(levels) > 1 else level)))
         return levels[1:]
+
+
+def _two_wide(level: Tensor) -> Tensor:
+    """A column of zeros beside a single one, which a convolution of stride 2 with padding sees anyway.
+
+    Without it PyTorch 2.15 leaves whatever lay in memory in the gradient of the weights (bf16 on CPUs that have it, width 1).
+    """
+    return F.pad(level, (0, 1)) if level.shape[3] == 1 else level
 
 
 def _conv(in_channels: int, channels: int, kernel: int, norm: BranchNorm | None) -> nn.Module:

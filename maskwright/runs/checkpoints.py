@@ -92,6 +92,8 @@ def build_system(name: str, arguments: Mapping[str, Any]) -> System:
         return builder(**all_arguments(name, arguments))
     except ValidationError as error:
         raise ValueError(f"the arguments of {name} do not fit:{complaints(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be built of these arguments: {error}") from None
 
 
 def all_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +203,13 @@ def open_model(
     spec = replace(system.input, intensity=card.input.intensity) if arguments else card.input
     system.input = spec
     card = replace(card, arguments={**card.arguments, **(arguments or {})}, input=spec)
-    load_strictly(system, tensors, file)
+    try:
+        load_strictly(system, tensors, file)
+    except ValueError as error:
+        changed = ", ".join(arguments or {})
+        raise ValueError(
+            f"{error}; given here: {changed}, of which some change the network" if changed else str(error)
+        ) from None
     return system, card
 
 

@@ -19,8 +19,11 @@ from maskwright.systems.system import System
 Count = Annotated[int, Field(gt=0)]
 Whole = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """How many, or how large: one at least, or perhaps none; shares and scores; numbers that are not negative."""
+
+Strides = Annotated[tuple[Count, ...], Field(min_length=1)]
+"""Of maps, px from cell to cell, finest first."""
 
 T = TypeVar("T")
 

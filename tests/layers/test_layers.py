@@ -442,3 +442,23 @@ def test_paired_iou_is_the_diagonal():
     b = torch.cat([other, other + torch.rand(20, 2, generator=g) * 30], dim=1)
     assert torch.allclose(paired_iou(a, b), iou(a, b).diagonal())
     assert paired_iou(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 1)])
+def test_levels_of_a_map_one_cell_wide_have_gradients_in_bfloat16(size):
+    torch.manual_seed(0)
+    levels = ConvolvedLevels(64, count=2)
+    for _ in range(20):  # of what lies in memory
+        rubbish = [torch.full((64 * 64 * 9,), math.nan, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+        del rubbish
+        levels.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            answers = levels(torch.randn(2, 64, *size))
+        sum(answer.float().sum() for answer in answers).backward()
+        assert all(torch.isfinite(p.grad).all() for p in levels.parameters())
+    level = torch.randn(2, 64, *size)
+    first, second = levels(level)
+    plain = levels.convs[0](level)
+    assert first.shape == plain.shape
+    assert torch.allclose(first, plain, atol=1e-5)
+    assert torch.allclose(second, levels.convs[1](plain.relu()), atol=1e-5)

@@ -39,11 +39,11 @@ class OneMapSize(Size):
 
 def one_map(size: OneMapSize, num_classes: int) -> FCOS:
     """The network."""
-    body = Backbone(size.backbone, strides=(size.stride,), norm="group")
+    backbone = Backbone(size.backbone, strides=(size.stride,), norm="group")
     return FCOS(
         input=InputSpec(resize=ResizeRule(size.short_px, size.long_px)),
-        backbone=body,
-        fpn=nn.Sequential(Reduced(size.stride, body.channels[size.stride], size.channels)),
+        backbone=backbone,
+        fpn=nn.Sequential(Reduced(size.stride, backbone.channels[size.stride], size.channels)),
         assigner=CenterAssigner(bounds=()),
         head=FCOSHead(
             size.channels,

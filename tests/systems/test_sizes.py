@@ -34,6 +34,22 @@ def test_fields_of_a_size_are_arguments_with_bounds():
     assert system.fpn.coarser.count == 0
 
 
+def test_sides_and_shares_reach_their_parts():
+    given = {"box_side": 5, "mask_side": 20, "num_keypoints": 3, "keypoint_side": 40, "positive_fraction": 0.5}
+    with torch.device("meta"):
+        system = build_system("mask-rcnn-small", {"num_classes": 2, "rpn_per_image": 64, **given})
+        cascade = build_system("mnc-small", {"num_classes": 2, "voting_iou": 0.4})
+        c4, finer = (build_system("mask-rcnn-c4-small", {"num_classes": 2, **a}) for a in ({}, FINER))
+    heads = system.instance_heads
+    assert [system.box_head.pool.side, heads["mask"].pool.side, heads["keypoint"].pool.side] == [5, 10, 10]
+    assert system.roi_sampler.sampler.positive_fraction == 0.5
+    assert (system.rpn.sampler.count, cascade.voting.nms_iou) == (64, 0.4)
+    assert [s.box_head.staged.stage.blocks[0].conv1.in_channels for s in (c4, finer)] == [128, 64]
+
+
+FINER = {"strides": [4], "anchors": {4: [24, 48, 96, 192, 384]}}  # the stage after the map looks at RoIs
+
+
 def test_a_size_is_frozen_and_a_variant_is_a_replacement():
     with pytest.raises(FrozenInstanceError):
         MASK_SMALL.roi = "pool"
@@ -66,8 +82,32 @@ def test_another_resnet_is_an_argument_in_every_family(name, backbone):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("mask-rcnn-small", {"backbone": "resnet99"}, "timm has no feature maps of a backbone 'resnet99' .* near it: resnet"),
-        ("mask-rcnn-small", {"backbone": "vit_tiny_patch16_224"}, "got strides .* of vit_tiny_patch16_224, expected some of"),
+        ("mask-rcnn-small", {"backbone": "resnet99"}, "timm has no backbone 'resnet99'; near it: resnet"),
+        ("mask-rcnn-small", {"backbone": "hf_hub:somebody/something"}, "timm has no backbone 'hf_hub:somebody/something'"),
+        ("mask-rcnn-small", {"backbone": "swin_tiny_patch4_window7_224"}, "swin_tiny_patch4_window7_224' .its images have one"),
+        ("mask-rcnn-small", {"strides": []}, "strides: Tuple should have at least 1 item"),
+        (
+            "mask-rcnn-small",
+            {"strides": [16, 8, 4]},
+            r"got strides \[16, 8, 4\] of resnet18, expected each once, the finest first",
+        ),
+        ("multipath-small", {"strides": [4, 4, 4]}, r"got strides \[4, 4, 4\] of resnet18, expected each once"),
+        ("mask-rcnn-small", {"anchors": {}}, "anchors: Dictionary should have at least 1 item"),
+        ("mnc-small", {"anchors": []}, "anchors: Tuple should have at least 1 item"),
+        ("mask-rcnn-small", {"anchors": {4: []}}, r"anchors\.4: Tuple should have at least 1 item"),
+        ("deepmask-small", {"octaves": [100.0]}, r"octaves\.0: Input should be less than or equal to 4"),
+        ("deepmask-small", {"backbone": "vgg11"}, "vgg11 cannot be had with norm='layer', dilated from stride 8 on"),
+        ("deepmask-vgg", {"window_px": 225}, "got window_px 225, expected a multiple of 16"),
+        ("mnc-small", {"stride": 32}, "got a dilated stage of resnet18 after stride 32"),
+        ("mnc-small", {"norm": "none"}, "resnet18 has batch norms, got norm='none', expected 'frozen' or 'group'"),
+        ("mnc-small", {"category_hidden": None}, "got reduced beside category_hidden=null"),
+        ("embedmask-fused-small", {"strides": [8, 16], "bounds": [64]}, r"got strides \(8, 16\), expected three at least"),
+        ("fcos-small", {"bounds": [256, 128, 64]}, "got bounds .256, 128, 64., expected each greater than the one before"),
+        ("sharpmask-small", {"width": 3}, "got width 3, expected 8 at least"),
+        ("fast-rcnn-small", {"dropout": 1.0}, "dropout: Input should be less than 1"),
+        ("mask-rcnn-small", {"box_beta": float("inf")}, "box_beta: Input should be a finite number"),
+        ("mask-rcnn-small", {"mask_side": 27}, "mask_side: Input should be a multiple of 2"),
+        ("mask-rcnn-small", {"backbone": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224' .its images have one size"),
         (
             "mask-rcnn-small",
             {"backbone": "mobilenetv3_large_100"},

@@ -8,8 +8,9 @@ Legend: K classes.
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import nn
 
 from maskwright.layers.backbones import ORIGINS, Backbone, LastStage, Origin, Reduced
@@ -31,8 +32,8 @@ class CascadeSize(Size):
     norm: Literal["frozen", "group", "none"]
     """Of the backbone: frozen batch norm, which wants pretrained weights, group norm, or none, as VGG has it."""
     stride: Count
-    """Of the features, px."""
-    anchors: tuple[Count, ...]
+    """Px from one cell of the features to the next."""
+    anchors: Annotated[tuple[Count, ...], Field(min_length=1)]
     """Square roots of the areas of anchors, px."""
     are_anchors_inside: bool
     """Whether anchors that stick out of the image teach nothing; in small windows no large one lies inside."""
@@ -43,7 +44,9 @@ class CascadeSize(Size):
     rpn_candidates: tuple[Count, Count]
     """Boxes that suppress each other, in training and at inference."""
     num_proposals: Count = 300
-    """Of an image."""
+    """Boxes of an image that later stages look at."""
+    voting_iou: Share = 0.3
+    """Overlap above which an instance suppresses a worse one of its class."""
     score_threshold: Share = 0.0
     """Scores up to it are not answered."""
 
@@ -91,9 +94,9 @@ class MncSize(CascadeSize):
     mask_side: Count = 21
     """Side of a mask that is regressed."""
     mask_hidden: Count = 256
-    """Units of its hidden layer."""
+    """Units of the mask head's hidden layer."""
     mask_weight: Amount = 2.0
-    """Of its loss (the paper: 1, the code: 2)."""
+    """Weight of the masks' loss (the paper: 1, the code: 2)."""
     category_hidden: Count | None
     """Units of both hidden layers of a pathway; null has the network's last stage look at each RoI."""
     is_hidden_pretrained: bool = False
@@ -103,9 +106,9 @@ class MncSize(CascadeSize):
     is_selective: bool = False
     """Whether classes teach only masks that show their object (the code)."""
     training_stages: Literal[3, 5] = 5
-    """Of the cascade."""
+    """Stages of the cascade in training."""
     inference_stages: Literal[3, 5] = 5
-    """Likewise."""
+    """Stages of the cascade at inference."""
     partners: Literal["all", "suppressed", "none"] = "all"
     """Which boxes vote on a mask: all much like its own (the code), those it suppressed (the paper), or its own alone."""
 
@@ -116,13 +119,19 @@ class MncSize(CascadeSize):
 
 def mnc(size: MncSize, num_classes: int) -> MNC:
     """MNC."""
+    if size.category_hidden is None and size.reduced is not None:
+        raise ValueError(
+            "got reduced beside category_hidden=null, expected the backbone's channels for its last stage: reduced=null"
+        )
     origin = ORIGINS[size.weights_origin]
     norms: dict[str, Any] = {"norm": size.norm, "norm_eps": origin.norm_eps, "stride_in_1x1": origin.stride_in_1x1}
-    bodies: list[nn.Module] = []
+    backbones: list[nn.Module] = []
     for _ in range(size.num_backbones):
-        body = Backbone(size.backbone, strides=(size.stride,), dilated=size.dilated, ceil_mode=size.ceil_mode, **norms)
-        channels = body.channels[size.stride]
-        bodies.append(body if size.reduced is None else nn.Sequential(body, Reduced(size.stride, channels, size.reduced)))
+        backbone = Backbone(size.backbone, strides=(size.stride,), dilated=size.dilated, ceil_mode=size.ceil_mode, **norms)
+        channels = backbone.channels[size.stride]
+        backbones.append(
+            backbone if size.reduced is None else nn.Sequential(backbone, Reduced(size.stride, channels, size.reduced))
+        )
     channels = size.reduced or channels
     paths: list[nn.Module]
     if size.category_hidden is None:
@@ -134,7 +143,7 @@ def mnc(size: MncSize, num_classes: int) -> MNC:
         paths = [HiddenLayers(channels, hidden=width, pretrained=pretrained) for _ in range(2)]
     return (StepwiseMNC if size.is_stepwise else MNC)(
         input=replace(origin.input(ResizeRule(size.short_px, size.long_px)), size_divisor=size.size_divisor),
-        backbones=bodies,
+        backbones=backbones,
         rpn=size.rpn(channels),
         sampler=CascadeSampler(num_classes=num_classes, per_image=size.per_image),
         warp=(RoundedRoiWarp if size.rounds_corners else RoiWarp)(14, stride=size.stride),
@@ -146,7 +155,7 @@ def mnc(size: MncSize, num_classes: int) -> MNC:
             moves_by_background=size.moves_by_background,
             is_selective=size.is_selective,
         ),
-        voting=MaskVoting(partners=size.partners, score_threshold=size.score_threshold),
+        voting=MaskVoting(partners=size.partners, score_threshold=size.score_threshold, nms_iou=size.voting_iou),
         stages=(size.training_stages, size.inference_stages),
         max_detections=size.max_detections,
     )
@@ -233,20 +242,20 @@ class FcisSize(CascadeSize):
     """Of FCIS."""
 
     channels: Count
-    """Of the features of the dilated last stage, after a 1×1 convolution."""
+    """Channels of the dilated last stage after a 1×1 convolution."""
     hard_rois: Count = 128
     """RoIs of an image that are learnt from, those with the greatest loss."""
 
 
 def fcis(size: FcisSize, num_classes: int) -> FCIS:
     """FCIS."""
-    body = Backbone(size.backbone, strides=(size.stride,), norm=size.norm, dilated=True)
+    backbone = Backbone(size.backbone, strides=(size.stride,), norm=size.norm, dilated=True)
     return FCIS(
         input=InputSpec(resize=ResizeRule(size.short_px, size.long_px)),
-        features=nn.Sequential(body, Reduced(size.stride, body.channels[size.stride], size.channels)),
+        features=nn.Sequential(backbone, Reduced(size.stride, backbone.channels[size.stride], size.channels)),
         rpn=size.rpn(size.channels),
         maps=ScoreMaps(size.channels, num_classes=num_classes, stride=size.stride),
-        voting=MaskVoting(score_threshold=size.score_threshold),
+        voting=MaskVoting(score_threshold=size.score_threshold, nms_iou=size.voting_iou),
         hard_rois=size.hard_rois,
         max_detections=size.max_detections,
     )

@@ -42,7 +42,7 @@ from maskwright.systems.one_stage.embedmask import (
 )
 from maskwright.systems.one_stage.fcos import FCOS, CenterAssigner, FCOSHead, LevelScales, Ranking
 from maskwright.systems.one_stage.fused import FusedBranch, MiddleAssigner, SemanticHead, UpsampledProbabilities
-from maskwright.systems.size import Amount, Count, Share, Size, size_class
+from maskwright.systems.size import Amount, Count, Share, Size, Strides, size_class
 
 # FCOS
 
@@ -59,18 +59,18 @@ class FcosSize(Size):
     """Shorter side of the input, px; null keeps the image's size."""
     long_px: Count | None = 1333
     """Longer side of the input at most, px; null sets no bound."""
-    backbone_strides: tuple[Count, ...] = (8, 16, 32)
+    backbone_strides: Strides = (8, 16, 32)
     """Maps of the backbone that are used, px from cell to cell."""
-    strides: tuple[Count, ...] = (8, 16, 32, 64, 128)  # P3 to P7 (FCOS, sec. 3.2)
+    strides: Strides = (8, 16, 32, 64, 128)  # P3 to P7 (FCOS, sec. 3.2)
     """Of the pyramid; what is coarser than the backbone's comes from convolutions."""
     bounds: tuple[Count, ...] = (64, 128, 256, 512)  # FCOS, sec. 3.2
     """The largest distance to a side that each level but the last answers for, px."""
     channels: Count = 256
-    """Of pyramid and towers."""
+    """Channels of pyramid and towers."""
     num_convs: Count = 4
-    """Of each tower."""
+    """Convolutions of each tower."""
     num_candidates: Count = 1000
-    """Of each level, before suppression."""
+    """Candidates of each level, before suppression."""
     nms_iou: Share = 0.6
     """Overlap above which a detection suppresses a worse one of its class."""
     score_threshold: Share = 0.05
@@ -93,6 +93,8 @@ class FcosSize(Size):
             raise ValueError(f"{got}, expected those of the maps first, and each twice the one before")
         if len(self.bounds) != len(self.strides) - 1:
             raise ValueError(f"got bounds {self.bounds} for {len(self.strides)} levels, expected one between each two")
+        if list(self.bounds) != sorted(set(self.bounds)):
+            raise ValueError(f"got bounds {self.bounds}, expected each greater than the one before")
         origin = ORIGINS[self.weights_origin]
         backbone = origin.backbone(self.backbone, strides=self.backbone_strides, norm=self.norm)
         coarser = ConvolvedLevels(self.channels, count=len(self.strides) - len(self.backbone_strides))
@@ -337,6 +339,8 @@ class FusedSize(FcosSize):
 
 def fused(size: FusedSize, num_classes: int) -> EmbedMask:
     """EmbedMask, V4."""
+    if len(size.strides) < 3:
+        raise ValueError(f"got strides {size.strides}, expected three at least, which are fused")
     channels, narrow, norm = size.channels, size.branch_channels, size.branch_norm
     margin = EmbeddingMargin(nn.Conv2d(channels, narrow, 1), narrow, dim=size.dim, strides=size.strides)
     return EmbedMask(

@@ -65,7 +65,7 @@ class TorchvisionFcosSize(Size):
     norm_eps: Amount = 1e-5
     """Added to the variance of a frozen norm."""
     num_candidates: Count = 1000
-    """Of each level, before suppression."""
+    """Candidates of each level, before suppression."""
 
 
 def fcos_torchvision(size: TorchvisionFcosSize, num_classes: int) -> FCOS:

@@ -9,8 +9,9 @@ Legend: K classes · D size of a window's vector.
 
 import math
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import nn
 
 from maskwright.layers.backbones import Backbone
@@ -22,7 +23,7 @@ from maskwright.systems.proposals.fast_rcnn import FastRCNN, ProposalBoxHead
 from maskwright.systems.proposals.multipath import OVERLAPS, MultiPathHead, MultiPathNet
 from maskwright.systems.proposals.sharpmask import Refinement, Schedule, SharpMask, Upsampling
 from maskwright.systems.rcnn.mask_rcnn import RoiSampler
-from maskwright.systems.size import Amount, Count, Share, Size, Whole, size_class
+from maskwright.systems.size import Amount, Count, Share, Size, Strides, Whole, size_class
 
 # DeepMask and SharpMask
 
@@ -38,17 +39,17 @@ class WindowSize(Size):
     window_px: Count = 160
     """Side of a window, W of the name W-P-D-F."""
     context_px: Whole = 16
-    """Around a window in training, at each side."""
-    octaves: tuple[float, ...] = OCTAVES
+    """Px around a window in training, at each side."""
+    octaves: Annotated[tuple[Annotated[float, Field(ge=-8, le=4)], ...], Field(min_length=1)] = OCTAVES
     """Base-2 logarithms of the scales of the pyramid."""
     max_side_px: Count | None = None
     """Scales at which an image's longer side exceeds it are left out, but for the smallest; null looks at all."""
     vector_size: Count = 512
-    """D."""
+    """Numbers of a window's vector, D."""
     coarse_side: Count = 56
-    """Of the mask that is predicted."""
+    """Cells a side of the mask that is predicted."""
     mask_side: Count = 112
-    """Of the grid it is enlarged to."""
+    """Cells a side of the grid that mask is enlarged to."""
     mask_threshold: Share = 0.2  # DeepMask, sec. 5.1, for COCO
     """Probability from which a pixel belongs to the object."""
     score_threshold: Share = 0.0
@@ -61,6 +62,16 @@ class WindowSize(Size):
     """Longer side of the input at most, px; null sets no bound."""
     max_detections: Count = 1000
     """Proposals of an image at most."""
+
+    def cells_of(self, stride: int) -> int:
+        """Of a window, a side.
+
+        Raises:
+            ValueError: the window is no multiple of the stride.
+        """
+        if self.window_px % stride:
+            raise ValueError(f"got window_px {self.window_px}, expected a multiple of {stride}, the stride of the features")
+        return self.window_px // stride
 
     def geometry(self) -> PatchGeometry:
         """Windows in which an object is as large as one of 128 px in 224 (DeepMask, sec. 4.1), and where they are looked for.
@@ -103,28 +114,21 @@ class DeepMaskSize(WindowSize):
 
     @property
     def cells(self) -> int:
-        """Of a window at the coarsest stride.
-
-        Raises:
-            ValueError: the window is no multiple of it.
-        """
-        stride: int = 2**self.halvings
-        if self.window_px % stride:
-            raise ValueError(f"got window_px {self.window_px}, expected a multiple of {stride}, the stride of the features")
-        return self.window_px // stride
+        """Of a window at the coarsest stride."""
+        return self.cells_of(2**self.halvings)
 
     def parts(self) -> dict[str, Any]:
         """Of the network."""
         strides = (2, 4, 8, 16)[: self.halvings]
-        body = Backbone(self.backbone, strides=strides, norm=self.norm, padding="symmetric", dilated=self.dilated)
+        backbone = Backbone(self.backbone, strides=strides, norm=self.norm, padding="symmetric", dilated=self.dilated)
         head = HEADS[self.head](
-            body.channels[strides[-1]],
+            backbone.channels[strides[-1]],
             cells=self.cells,
             size=self.vector_size,
             reduced=self.reduced,
             hidden=self.score_hidden,
         )
-        return {"backbone": body, "head": head, **self.numbers()}
+        return {"backbone": backbone, "head": head, **self.numbers()}
 
 
 @size_class
@@ -138,7 +142,7 @@ class SharpMaskSize(DeepMaskSize):
     form: Literal["split", "concatenated"] = "split"
     """Features once for the whole image, or window by window: same weights, same answers, more work."""
     upsampling: Upsampling = "nearest"
-    """Of each module's answer."""
+    """How each module's answer is enlarged."""
     is_sharp: bool = True
     """Whether predictions are refined; otherwise they are DeepMask's coarse masks by the same weights."""
 
@@ -150,13 +154,17 @@ def deepmask(size: DeepMaskSize, num_classes: int) -> DeepMask:
 
 def original_deepmask(size: WindowSize, num_classes: int) -> DeepMask:
     """DeepMask on VGG-A as first published, whatever the classes."""
-    body = Backbone(size.backbone, strides=(16,), norm="none")
-    head = OriginalHead(body.channels[16], cells=size.window_px // 16, size=size.vector_size)
-    return DeepMask(backbone=body, head=head, **size.numbers())
+    backbone = Backbone(size.backbone, strides=(16,), norm="none")
+    head = OriginalHead(backbone.channels[16], cells=size.cells_of(16), size=size.vector_size)
+    return DeepMask(backbone=backbone, head=head, **size.numbers())
 
 
 def sharpmask(size: SharpMaskSize, num_classes: int) -> SharpMask:
     """SharpMask, whatever the classes."""
+    if size.schedule == "b" and size.width < 2**size.halvings:
+        raise ValueError(
+            f"got width {size.width}, expected {2**size.halvings} at least, as each of {size.halvings} modules halves it"
+        )
     parts = size.parts()
     refinement = Refinement(
         parts["backbone"].channels,
@@ -237,10 +245,10 @@ class DetectorSize(Size):
     """Overlap with an object from which a RoI teaches what is none."""
     box_hidden: Count
     """Units of both hidden layers."""
-    dropout: Share = 0.0
-    """Probability after each."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropout after each hidden layer."""
     is_hidden_pretrained: bool = False
-    """Whether they begin with those of the backbone's network."""
+    """Whether hidden layers begin with those of the backbone's network."""
     score_threshold: Share = 0.05
     """Scores up to it are not answered."""
 
@@ -288,26 +296,26 @@ class PyramidSize(FastRcnnSize):
 
     norm: Literal["frozen", "group"]
     """Of the backbone: frozen batch norm, which wants pretrained weights, or group norm."""
-    strides: tuple[Count, ...]
-    """Of the maps, px."""
+    strides: Strides
+    """Maps of the backbone that are used, px from cell to cell."""
     fpn_channels: Count
-    """Of every level."""
+    """Channels of every level of the pyramid."""
     sampling_ratio: Whole = 0
     """Samples of a cell a side, of RoIAlign; 0 takes as many as there are features."""
 
 
 def fast_rcnn(size: FastRcnnSize, num_classes: int) -> FastRCNN:
     """Fast R-CNN on the last map of a network without norms."""
-    body = Backbone(size.backbone, strides=(16,), norm="none")
-    return FastRCNN(features=body, **size.parts(body.channels[16], num_classes, RoiPool(7, stride=16)))
+    backbone = Backbone(size.backbone, strides=(16,), norm="none")
+    return FastRCNN(features=backbone, **size.parts(backbone.channels[16], num_classes, RoiPool(7, stride=16)))
 
 
 def pyramid_fast_rcnn(size: PyramidSize, num_classes: int) -> FastRCNN:
     """Fast R-CNN on a pyramid."""
-    body = Backbone(size.backbone, strides=size.strides, norm=size.norm)
-    fpn = FeaturePyramid(body.channels, channels=size.fpn_channels, coarser=SubsampledLevels(0))
+    backbone = Backbone(size.backbone, strides=size.strides, norm=size.norm)
+    fpn = FeaturePyramid(backbone.channels, channels=size.fpn_channels, coarser=SubsampledLevels(0))
     pool = RoiAlign(7, strides=size.strides, sampling_ratio=size.sampling_ratio)
-    return FastRCNN(features=nn.Sequential(body, fpn), **size.parts(size.fpn_channels, num_classes, pool))
+    return FastRCNN(features=nn.Sequential(backbone, fpn), **size.parts(size.fpn_channels, num_classes, pool))
 
 
 @size_class
@@ -324,14 +332,14 @@ class MultiPathSize(DetectorSize):
 
 def multipath(size: MultiPathSize, num_classes: int) -> MultiPathNet:
     """MultiPathNet."""
-    body = Backbone(size.backbone, strides=size.strides, norm=size.norm)
+    backbone = Backbone(size.backbone, strides=size.strides, norm=size.norm)
     sampler = partial(RoiSampler, num_classes=num_classes, per_image=size.per_image, negative_from=size.negative_from)
     return MultiPathNet(
         input=InputSpec(resize=ResizeRule(size.short_px, size.long_px)),
-        features=body,
+        features=backbone,
         samplers=[sampler(iou=iou) for iou in OVERLAPS],
         box_head=MultiPathHead(
-            body.channels,
+            backbone.channels,
             mixed=size.mixed,
             hidden=size.box_hidden,
             num_classes=num_classes,

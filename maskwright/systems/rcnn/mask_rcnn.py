@@ -158,11 +158,12 @@ class FasterRCNN(nn.Module):
 
 
 class RoiSampler:
-    """Draws proposals, and the objects themselves, of which at most a quarter hold an object.
+    """Draws proposals, and the objects themselves.
 
     Args:
         num_classes: K, also the label of the background.
         per_image: RoIs drawn for each image.
+        positive_fraction: share of them that hold an object, at most.
         iou: with an object from which a RoI holds it.
         negative_from: see `IouMatcher`.
     """
@@ -172,12 +173,13 @@ class RoiSampler:
         *,
         num_classes: int,
         per_image: int,
+        positive_fraction: float = 0.25,  # Fast R-CNN, sec. 2.3
         iou: float = 0.5,
         negative_from: float = 0.0,
     ) -> None:
         self.num_classes = num_classes
         self.matcher = IouMatcher(positive=iou, negative=iou, rescue_above=None, negative_from=negative_from)
-        self.sampler = BalancedSampler(per_image, positive_fraction=0.25)  # Fast R-CNN, sec. 2.3
+        self.sampler = BalancedSampler(per_image, positive_fraction=positive_fraction)
 
     def __call__(self, proposals: list[Tensor], targets: list[Instances], generators: list[torch.Generator]) -> SampledRois:
         """Draw from proposals, xyxy px (N, 4) for each image, with the objects' own boxes added."""

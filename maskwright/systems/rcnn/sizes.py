@@ -7,17 +7,19 @@ Legend: K classes.
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import nn
 
+from maskwright.layers.assignment import BalancedSampler
 from maskwright.layers.backbones import ORIGINS, Backbone, LastStage, Origin
 from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.roi import RoiOperator
 from maskwright.structures import InputSpec, ResizeRule
 from maskwright.systems.rcnn.c4 import STAGED_SIDE, StagedBoxHead, StagedRois
-from maskwright.systems.rcnn.keypoints import KeypointHead
+from maskwright.systems.rcnn.keypoints import ENLARGED, KeypointHead
 from maskwright.systems.rcnn.mask_rcnn import BoxBranch, BoxHead, FasterRCNN, MaskBranch, RoiSampler
 from maskwright.systems.rcnn.rivals import (
     CONV_MASK_HEADS,
@@ -30,7 +32,7 @@ from maskwright.systems.rcnn.rivals import (
     StagedMask,
 )
 from maskwright.systems.rcnn.rpn import RegionProposalNetwork
-from maskwright.systems.size import Amount, Count, Share, Size, Whole, size_class
+from maskwright.systems.size import Amount, Count, Share, Size, Strides, Whole, size_class
 
 
 @size_class
@@ -43,12 +45,16 @@ class TwoStageSize(Size):
     """Whose weights the backbone is for: decides pixels, strides and the norms' eps."""
     size_divisor: Count = 32
     """Padded sides are multiples of it."""
-    strides: tuple[Count, ...]
+    strides: Strides
     """Maps of the backbone that are used, px from cell to cell."""
-    anchors: dict[Count, tuple[Count, ...]]
+    anchors: Annotated[dict[Count, Annotated[tuple[Count, ...], Field(min_length=1)]], Field(min_length=1)]
     """Square roots of the areas of anchors, px, by stride."""
+    rpn_per_image: Count = 256
+    """Anchors of an image that the RPN learns from, half of them on objects at most."""
     per_image: Count
     """RoIs of an image that heads learn from."""
+    positive_fraction: Share = 0.25
+    """Share of them that hold an object, at most."""
     roi: Operator = "align"
     """How features of a RoI are had."""
     sampling_ratio: Whole = 0
@@ -93,6 +99,11 @@ class TwoStageSize(Size):
             raise ValueError(f"got anchors {self.anchors}, expected as many at every stride")
         return len(coarser)
 
+    def rpn_options(self) -> dict[str, Any]:
+        """Of the RPN, beside its anchors."""
+        sampler = BalancedSampler(self.rpn_per_image, positive_fraction=0.5)  # Faster R-CNN, sec. 3.1.3
+        return {"sampler": sampler, "nms_iou": self.rpn_nms_iou}
+
     def pool(self, side: int, strides: tuple[int, ...]) -> RoiOperator:
         """To side × side cells, from maps of these strides."""
         return ROI_OPERATORS[self.roi](side, strides, self.sampling_ratio)
@@ -105,27 +116,31 @@ class RcnnSize(TwoStageSize):
     dilated: bool = False
     """Whether the coarsest map comes from one stage later, which keeps the resolution by dilation."""
     fpn_channels: Count | None
-    """Of every level of the pyramid; null leaves it out, for a single map."""
+    """Channels of every level of the pyramid; null leaves it out, for a single map."""
     box_hidden: Count
     """Units of the box head's two hidden layers."""
+    box_side: Count = 7
+    """Cells a side that the box head sees of a RoI."""
     mask: Mask | None
     """The mask head; null for boxes alone."""
+    mask_side: Annotated[int, Field(gt=0, multiple_of=2)] = 28
+    """Cells of a mask a side, twice as many as the mask head sees of a RoI."""
     mlp_hidden: Count = 1024
-    """Units of its hidden layers where it is an MLP."""
+    """Units of the mask head's hidden layers where it is an MLP."""
     num_keypoints: Count | None = None
-    """Of the keypoint head; null for none."""
+    """Keypoints of the keypoint head; null for none."""
+    keypoint_side: Annotated[int, Field(gt=0, multiple_of=ENLARGED)] = 56
+    """Cells of a heatmap a side, four times as many as the keypoint head sees of a RoI."""
     keypoint_hidden: Count = 512
-    """Channels of its convolutions."""
+    """Channels of the keypoint head's convolutions."""
     keypoint_depth: Count = 8
-    """How many they are."""
+    """Convolutions of the keypoint head."""
 
 
 @size_class
 class C4Size(TwoStageSize):
     """Of systems on C4: a stage of the network looks at each RoI."""
 
-    stage: str = "layer4"
-    """Which, by timm's name."""
     roi_side: Literal[7, 14] = 14
     """Cells of a RoI a side: the stage halves 14, and keeps 7."""
     mask: StagedMask | None
@@ -135,25 +150,25 @@ class C4Size(TwoStageSize):
 def rcnn(size: RcnnSize, num_classes: int) -> FasterRCNN:
     """Faster, Mask or Keypoint R-CNN, whichever heads there are, on a pyramid or on one map."""
     origin = ORIGINS[size.weights_origin]
-    body = origin.backbone(size.backbone, strides=size.strides, norm=size.norm, dilated=size.dilated)
+    backbone = origin.backbone(size.backbone, strides=size.strides, norm=size.norm, dilated=size.dilated)
     fpn: nn.Module = nn.Identity()
-    channels = body.channels[size.strides[-1]]
+    channels = backbone.channels[size.strides[-1]]
     if size.fpn_channels is not None:
         channels = size.fpn_channels
-        fpn = FeaturePyramid(body.channels, channels=channels, coarser=SubsampledLevels(size.num_coarser))
+        fpn = FeaturePyramid(backbone.channels, channels=channels, coarser=SubsampledLevels(size.num_coarser))
     elif len(size.strides) > 1 or size.num_coarser:
         raise ValueError(f"got strides {size.strides} without a pyramid, expected one map, and anchors on it: set fpn_channels")
-    rpn = RegionProposalNetwork(channels, anchors=PyramidAnchors(size.anchors), nms_iou=size.rpn_nms_iou)
-    pool = size.pool(7, size.strides)
+    rpn = RegionProposalNetwork(channels, anchors=PyramidAnchors(size.anchors), **size.rpn_options())
+    pool = size.pool(size.box_side, size.strides)
     box_head = BoxHead(channels, hidden=size.box_hidden, pool=pool, **_box_options(size, num_classes))
     heads: dict[str, nn.Module] = {}
     if size.mask is not None:
         heads["mask"] = _mask_head(size, channels, num_classes)
     if size.num_keypoints is not None:
-        pool = size.pool(14, size.strides)
+        pool = size.pool(size.keypoint_side // ENLARGED, size.strides)
         count, depth, hidden = size.num_keypoints, size.keypoint_depth, size.keypoint_hidden
         heads["keypoint"] = KeypointHead(channels, num_keypoints=count, pool=pool, depth=depth, hidden=hidden)
-    return _around(size, num_classes, body, fpn, rpn, box_head, heads)
+    return _around(size, num_classes, backbone, fpn, rpn, box_head, heads)
 
 
 def c4(size: C4Size, num_classes: int) -> FasterRCNN:
@@ -161,30 +176,30 @@ def c4(size: C4Size, num_classes: int) -> FasterRCNN:
     if len(size.strides) > 1 or size.num_coarser:
         raise ValueError(f"got strides {size.strides}, expected the one map of a system without a pyramid, and anchors on it")
     origin = ORIGINS[size.weights_origin]
-    body = origin.backbone(size.backbone, strides=size.strides, norm=size.norm)
-    channels = body.channels[size.strides[-1]]
+    backbone = origin.backbone(size.backbone, strides=size.strides, norm=size.norm)
+    channels = backbone.channels[size.strides[-1]]
     stage = LastStage(
         size.backbone,
         norm=size.norm,
         norm_eps=origin.norm_eps,
         stride_in_1x1=origin.stride_in_1x1,
         stride=size.roi_side // STAGED_SIDE,
-        stage=size.stage,
+        stage=f"layer{size.strides[0].bit_length() - 1}",  # the one after the map
     )
     staged, width = StagedRois(size.pool(size.roi_side, size.strides), stage), 2 * channels
     heads: dict[str, nn.Module] = {}
     if size.mask is not None:
         kind = STAGED_MASK_HEADS[size.mask]
         heads["mask"] = kind(staged, width=width, hidden=size.mask_hidden, num_classes=num_classes)
-    rpn = RegionProposalNetwork(channels, anchors=PyramidAnchors(size.anchors), nms_iou=size.rpn_nms_iou)
+    rpn = RegionProposalNetwork(channels, anchors=PyramidAnchors(size.anchors), **size.rpn_options())
     box_head = StagedBoxHead(staged, width=width, **_box_options(size, num_classes))
-    return _around(size, num_classes, body, nn.Identity(), rpn, box_head, heads)
+    return _around(size, num_classes, backbone, nn.Identity(), rpn, box_head, heads)
 
 
 def _around(
     size: TwoStageSize,
     num_classes: int,
-    body: Backbone,
+    backbone: Backbone,
     fpn: nn.Module,
     rpn: RegionProposalNetwork,
     box_head: BoxBranch,
@@ -193,10 +208,10 @@ def _around(
     """What is the same in all, around their parts."""
     return FasterRCNN(
         input=size.input(),
-        backbone=body,
+        backbone=backbone,
         fpn=fpn,
         rpn=rpn,
-        roi_sampler=RoiSampler(num_classes=num_classes, per_image=size.per_image),
+        roi_sampler=RoiSampler(num_classes=num_classes, per_image=size.per_image, positive_fraction=size.positive_fraction),
         box_head=box_head,
         instance_heads=heads,
         num_proposals=(size.num_training_proposals, size.num_proposals),
@@ -216,7 +231,7 @@ def _box_options(size: TwoStageSize, num_classes: int) -> dict[str, Any]:
 
 def _mask_head(size: RcnnSize, channels: int, num_classes: int) -> MaskBranch:
     assert size.mask is not None
-    pool = size.pool(14, size.strides)
+    pool = size.pool(size.mask_side // 2, size.strides)
     if size.mask in MLP_DEPTHS:
         depth = MLP_DEPTHS[size.mask]
         return MlpMaskHead(channels, num_classes=num_classes, pool=pool, hidden=size.mlp_hidden, depth=depth)
@@ -410,7 +425,6 @@ MASK_C4_SMALL = C4Size(
     short_px=512,
     long_px=1024,
     strides=(8,),
-    stage="layer3",
     anchors={8: (24, 48, 96, 192, 384)},
     rpn_candidates=(2000, 1000),
     num_training_proposals=500,
@@ -423,7 +437,7 @@ MASK_C4_SMALL = C4Size(
 )
 RIVALS_C5_SMALL = replace(
     MASK_SMALL,
-    summary="Mask R-CNN for a CPU on the last map of the body alone, of stride 16 (table 2d): 4.7 M parameters.",
+    summary="Mask R-CNN for a CPU on the last map of the backbone alone, of stride 16 (table 2d): 4.7 M parameters.",
     strides=(16,),
     fpn_channels=None,
     anchors={16: (24, 48, 96, 192, 384)},

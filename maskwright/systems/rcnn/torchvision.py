@@ -275,8 +275,8 @@ class SecondSize(TorchvisionSize):
 
 def first_rcnn(size: FirstSize, num_classes: int) -> FasterRCNN:
     """A network of the first version."""
-    body = Backbone(size.backbone, strides=STRIDES, norm="frozen", norm_eps=size.norm_eps)
-    fpn = FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1))
+    backbone = Backbone(size.backbone, strides=STRIDES, norm="frozen", norm_eps=size.norm_eps)
+    fpn = FeaturePyramid(backbone.channels, channels=256, coarser=SubsampledLevels(1))
     rpn = RegionProposalNetwork(256, **RPN)
     threshold = size.score_threshold
     box_head = BoxHead(256, num_classes=num_classes, pool=legacy_pool(7), score_threshold=threshold, **BOXES)
@@ -285,21 +285,21 @@ def first_rcnn(size: FirstSize, num_classes: int) -> FasterRCNN:
         heads["mask"] = MaskHead(256, num_classes=num_classes, pool=legacy_pool(14), **MASKS)
     if size.num_keypoints is not None:
         heads["keypoint"] = KeypointHead(256, num_keypoints=size.num_keypoints, pool=legacy_pool(14))
-    parts: dict[str, Any] = {"backbone": body, "fpn": fpn, "rpn": rpn, "box_head": box_head, "instance_heads": heads}
+    parts: dict[str, Any] = {"backbone": backbone, "fpn": fpn, "rpn": rpn, "box_head": box_head, "instance_heads": heads}
     return (IndexedKeypointRCNN if "keypoint" in heads else FasterRCNN)(**parts, **_numbers(size, num_classes))
 
 
 def second_rcnn(size: SecondSize, num_classes: int) -> FasterRCNN:
     """A network of the second version."""
     norm, threshold = size.branch_norm, size.score_threshold
-    body = Backbone(size.backbone, strides=STRIDES, norm="frozen")
-    fpn = FeaturePyramid(body.channels, channels=256, coarser=SubsampledLevels(1), norm=norm)
+    backbone = Backbone(size.backbone, strides=STRIDES, norm="frozen")
+    fpn = FeaturePyramid(backbone.channels, channels=256, coarser=SubsampledLevels(1), norm=norm)
     rpn = DeeperRPN(256, **RPN)
     box_head = ConvBoxHead(256, norm=norm, num_classes=num_classes, pool=legacy_pool(7), score_threshold=threshold, **BOXES)
     heads: dict[str, nn.Module] = {}
     if size.has_mask_head:
         heads["mask"] = NormedMaskHead(256, norm=norm, num_classes=num_classes, pool=legacy_pool(14), **MASKS)
-    parts: dict[str, Any] = {"backbone": body, "fpn": fpn, "rpn": rpn, "box_head": box_head, "instance_heads": heads}
+    parts: dict[str, Any] = {"backbone": backbone, "fpn": fpn, "rpn": rpn, "box_head": box_head, "instance_heads": heads}
     return FasterRCNN(**parts, **_numbers(size, num_classes))
 
 
