@@ -6,7 +6,6 @@ They answer {stride: (B, C, H / stride, W / stride)}.
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -15,9 +14,8 @@ import torch
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
-from maskwright.layers.norms import GroupNorm, LayerNorm2d, freeze_norms
-from maskwright.layers.padding import pad_symmetrically
-from maskwright.structures import InputSpec, ResizeRule
+from maskwright.layers.norms import GroupNorm, LayerNorm2d, freeze_norms, replace_norms
+from maskwright.layers.padding import pad_alike, pad_symmetrically
 
 Norm = Literal["frozen", "group", "layer", "none"]
 
@@ -30,7 +28,7 @@ class Backbone(nn.Module):
         strides: the feature maps wanted, input px per cell.
         norm: "frozen" batch norm, whose statistics must come with pretrained weights; "group", which trains from scratch;
             "layer", which does so without looking beyond a place; or "none", for networks that have none.
-        norm_eps: added to the variance of a frozen norm.
+        norm_eps: added to the variance of a frozen norm; None for what timm's network adds.
         stride_in_1x1: whether stages halve the resolution in their first 1×1 convolution, as the original ResNets do
             (weights of Caffe, Detectron, detectron2), and not in the 3×3 one (weights of timm and torchvision).
         padding: of convolutions, see `layers.padding`.
@@ -45,7 +43,7 @@ class Backbone(nn.Module):
         *,
         strides: Sequence[int],
         norm: Norm,
-        norm_eps: float = 1e-5,
+        norm_eps: float | None = None,
         stride_in_1x1: bool = False,
         padding: Literal["zero", "symmetric"] = "zero",
         dilated: bool = False,
@@ -53,13 +51,13 @@ class Backbone(nn.Module):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
-        options = _norm_option(norm, norm_eps)
         known = _strides_of(name)
         if unknown := [s for s in strides if s not in known]:
             raise ValueError(f"got strides {unknown} of {name}, expected some of {known}, which it has")
         if list(strides) != sorted(set(strides)):
             raise ValueError(f"got strides {list(strides)} of {name}, expected each once, the finest first")
         stages = [known.index(s) for s in strides]
+        options: dict[str, Any] = {}
         if dilated:
             if strides[-1] == known[-1]:
                 raise ValueError(
@@ -70,9 +68,9 @@ class Backbone(nn.Module):
         try:
             network: Any = timm.create_model(name, features_only=True, out_indices=tuple(stages), **options)
         except (AssertionError, TypeError, ValueError, NotImplementedError, IndexError) as error:
-            how = f"norm={norm!r}{f', dilated from stride {strides[-1]} on' if dilated else ''}"
+            how = f"dilated from stride {strides[-1]} on" if dilated else f"of strides {list(strides)}"
             why = f" ({error})" if str(error) else ""
-            raise ValueError(f"{name} cannot be had with {how}{why}: choose another backbone, such as resnet34") from None
+            raise ValueError(f"{name} cannot be had {how}{why}: choose another backbone, such as resnet34") from None
         if norm == "none" and any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
             raise ValueError(f"{name} has batch norms, got norm='none', expected 'frozen' or 'group'")
         self.name = name
@@ -84,14 +82,17 @@ class Backbone(nn.Module):
         if dilates_first:
             (*_, stage) = network.children()
             stage[0].conv2.dilation = stage[0].conv2.padding = (2, 2)
+        pad_alike(network)
         if padding == "symmetric":
             pad_symmetrically(network)
         if ceil_mode:
             for layer in network.modules():
                 if isinstance(layer, nn.MaxPool2d):
                     layer.ceil_mode = True
-        if norm == "frozen":
-            freeze_norms(network)
+        try:
+            _set_norms(network, norm, norm_eps, channels=3)
+        except RuntimeError as error:
+            raise ValueError(f"{name} cannot look at an image ({error}): choose another backbone, such as resnet34") from None
 
     def forward(self, pixels: Tensor) -> dict[int, Tensor]:
         """Feature maps by stride."""
@@ -143,13 +144,13 @@ class LastStage(ImageNetPart):
         name: str,
         *,
         norm: Norm,
-        norm_eps: float = 1e-5,
+        norm_eps: float | None = None,
         stride_in_1x1: bool = False,
         stride: int = 2,
         stage: str = "layer4",
     ) -> None:
         super().__init__()
-        network: nn.Module = timm.create_model(name, **_norm_option(norm, norm_eps))
+        network: nn.Module = timm.create_model(name)
         if stage not in dict(network.named_children()):
             raise ValueError(f"{name} has no stage {stage!r} that could look at RoIs: choose a ResNet")
         self.blocks = network.get_submodule(stage)
@@ -160,8 +161,7 @@ class LastStage(ImageNetPart):
             for layer in self.blocks.modules():
                 if isinstance(layer, nn.Conv2d):
                     layer.stride = (1, 1)
-        if norm == "frozen":
-            freeze_norms(self.blocks)
+        _set_norms(self.blocks, norm, norm_eps, channels=next(self.blocks.parameters()).shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, C, S, S) → (R, 2·C, S / stride, S / stride)."""
@@ -175,21 +175,17 @@ class WeightsOrigin:
 
     Args:
         stride_in_1x1, norm_eps: of the network, see `Backbone`.
-        pixels: the part of `InputSpec` that says what values pixels have.
+        pixels: the part of `InputSpec` that says what values pixels have; None for what timm says of the network.
     """
 
-    stride_in_1x1: bool
-    norm_eps: float
-    pixels: dict[str, Any]
+    stride_in_1x1: bool = False
+    norm_eps: float | None = None
+    pixels: dict[str, Any] | None = None
 
     def backbone(self, name: str, *, strides: Sequence[int], norm: Norm, dilated: bool = False) -> Backbone:
         """The network these weights fit; a dilated stage is detectron2's."""
         options: dict[str, Any] = {"norm_eps": self.norm_eps, "stride_in_1x1": self.stride_in_1x1}
         return Backbone(name, strides=strides, norm=norm, dilated=dilated, dilates_first=dilated, **options)
-
-    def input(self, resize: ResizeRule) -> InputSpec:
-        """The pixels these weights expect."""
-        return InputSpec(resize=resize, **self.pixels)
 
 
 def _caffe(mean: tuple[float, float, float], std: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> dict[str, Any]:
@@ -200,15 +196,24 @@ MEAN = (103.53, 116.28, 123.675)  # detectron2
 
 
 ORIGINS = {
-    "timm": WeightsOrigin(stride_in_1x1=False, norm_eps=1e-5, pixels={}),
+    "timm": WeightsOrigin(),
     "caffe": WeightsOrigin(stride_in_1x1=True, norm_eps=0.0, pixels=_caffe((102.9801, 115.9465, 122.7717))),
-    "detectron2": WeightsOrigin(stride_in_1x1=True, norm_eps=1e-5, pixels=_caffe(MEAN)),
-    "detectron2-x101": WeightsOrigin(stride_in_1x1=False, norm_eps=1e-5, pixels=_caffe(MEAN, (57.375, 57.12, 58.395))),
+    "detectron2": WeightsOrigin(stride_in_1x1=True, pixels=_caffe(MEAN)),
+    "detectron2-x101": WeightsOrigin(pixels=_caffe(MEAN, (57.375, 57.12, 58.395))),
 }
 """timm and torchvision; maskrcnn-benchmark, FCOS and EmbedMask (which add nothing to a frozen norm's variance); detectron2, and
 its ResNeXt."""
 
 Origin = Literal["timm", "caffe", "detectron2", "detectron2-x101"]
+
+
+def pixels_of(name: str, origin: Origin = "timm") -> dict[str, Any]:
+    """What values pixels have for a network's weights of that origin, as `InputSpec` takes it."""
+    pixels = ORIGINS[origin].pixels
+    if pixels is None:
+        trained = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+        pixels = {"mean": trained.mean, "std": trained.std}
+    return pixels
 
 
 def _strides_of(name: str) -> list[int]:
@@ -231,10 +236,15 @@ def _strides_of(name: str) -> list[int]:
     return strides
 
 
-def _norm_option(norm: Norm, eps: float) -> dict[str, Any]:
-    """What timm is told of the norms."""
-    layers: dict[Norm, Any] = {"group": GroupNorm, "layer": LayerNorm2d, "frozen": partial(nn.BatchNorm2d, eps=eps)}
-    return {"norm_layer": layers[norm]} if norm in layers else {}
+def _set_norms(network: nn.Module, norm: Norm, eps: float | None, *, channels: int) -> None:
+    """Give a network that is just built norms of a kind, in place of batch norms; it takes images of so many channels."""
+    if norm == "frozen":
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d) and eps is not None:
+                layer.eps = eps
+        freeze_norms(network, channels)
+    elif norm != "none":
+        replace_norms(network, GroupNorm if norm == "group" else LayerNorm2d)
 
 
 def _move_strides(network: nn.Module) -> None:

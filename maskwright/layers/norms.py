@@ -1,24 +1,29 @@
 """Normalization layers that train with any batch, or not at all."""
 
-from collections.abc import Iterable
+import copy
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from maskwright.layers.padding import SymmetricConv2d, symmetric_pad
+from maskwright.layers.padding import PaddedConv2d
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalization in the precision of its input, by default 16 channels to a group (Wu and He, table 3).
+    """Group normalization in the precision of its input, by default 16 channels to a group (Wu and He, table 3), or nearly.
 
     Statistics are gathered in float32 inside the kernel; keeping bf16 activations as they are halves the traffic of a layer
     that does nothing but move memory.
     """
 
-    def __init__(self, num_channels: int, *, per_group: int = 16, **_: object) -> None:  # timm's norms get arguments of its own
-        super().__init__(num_groups=max(1, num_channels // per_group), num_channels=num_channels)
+    def __init__(self, num_channels: int, *, per_group: int = 16) -> None:
+        wanted = max(1, num_channels // per_group)
+        super().__init__(num_groups=next(n for n in range(wanted, 0, -1) if num_channels % n == 0), num_channels=num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, …), normalized."""
@@ -30,7 +35,7 @@ class GroupNorm(nn.GroupNorm):
 class LayerNorm2d(nn.LayerNorm):
     """Normalization over the channels of each place alone, so that windows answer the same cut out as within an image."""
 
-    def __init__(self, num_channels: int, **_: object) -> None:  # timm's norms get arguments of its own
+    def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,16 +56,16 @@ def normed_conv(in_channels: int, channels: int, kernel: int = 3, *, norm: Branc
     nn.init.kaiming_uniform_(conv.weight, a=1)
     pair = nn.Sequential(conv, GroupNorm(channels) if norm == "group" else nn.BatchNorm2d(channels))
     if norm == "frozen":
-        freeze_norms(pair)
+        freeze_norms(pair, in_channels)
     return pair
 
 
 class FrozenNorm(nn.Module):
-    """Batch normalization with fixed statistics and affine numbers, all of them buffers.
+    """Batch normalization with fixed statistics and affine numbers, all of them buffers; and its activation, where it has one.
 
-    It belongs to the convolution before it, which applies it (`NormedConv2d`): y = conv(x; w·s) + b, with
+    Right after a convolution it belongs to it, which applies it (`NormedConv2d`): y = conv(x; w·s) + b, with
     s = weight / √(running_var + eps) and b = bias - running_mean·s, is conv then norm without a pass over memory for the
-    norm, forwards or backwards.
+    norm, forwards or backwards. Elsewhere it does so itself.
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
@@ -68,6 +73,8 @@ class FrozenNorm(nn.Module):
         self.eps = norm.eps
         for name in ("weight", "bias", "running_mean", "running_var"):
             self.register_buffer(name, getattr(norm, name).detach().clone())
+        self.act: nn.Module = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        self.is_done_before = False
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """s and b, each (C,)."""
@@ -76,59 +83,122 @@ class FrozenNorm(nn.Module):
         return scale, bias - mean * scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Nothing is left to do."""
-        return x
+        """(B, C, H, W), normalized and activated."""
+        if not self.is_done_before:
+            scale, shift = (numbers.to(x.dtype)[:, None, None] for numbers in self.factors())
+            x = x * scale + shift
+        answer: Tensor = self.act(x)
+        return answer
 
 
 class NormedConv2d(nn.Module):
-    """A convolution without bias, and the frozen norm that follows it."""
+    """A convolution, and the frozen norm that follows it."""
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenNorm) -> None:
         super().__init__()
-        self.weight = conv.weight
-        self.geometry: dict[str, Any] = {key: getattr(conv, key) for key in ("stride", "padding", "dilation", "groups")}
-        self.margin = conv.margin if isinstance(conv, SymmetricConv2d) else 0
-        self._norm = (norm,)  # in a tuple: it stays a child of the network, under the name that weight files know
+        self.weight, self.bias = conv.weight, conv.bias
+        self._parts = (conv, norm)  # in a tuple: the norm stays a child of the network, under the name that weight files know
+        norm.is_done_before = True
 
     def extra_repr(self) -> str:
         """Numbers for print(module)."""
-        return f"{tuple(self.weight.shape)}, {self.geometry}"
+        return repr(self._parts[0])
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the convolution that does both."""
-        scale, shift = self._norm[0].factors()
-        return self.weight * scale[:, None, None, None], shift
+        scale, shift = self._parts[1].factors()
+        return self.weight * scale[:, None, None, None], shift if self.bias is None else self.bias * scale + shift
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W), normalized."""
-        return F.conv2d(symmetric_pad(x, self.margin), *self.factors(), **self.geometry)
+        conv, padding = self._parts[0], self._parts[0].padding
+        if isinstance(conv, PaddedConv2d):
+            x, padding = conv.pad(x), 0  # type: ignore[assignment]
+        return F.conv2d(x, *self.factors(), conv.stride, padding, conv.dilation, conv.groups)
 
     def folded(self) -> nn.Conv2d:
         """The same as one convolution, its norm fixed for good."""
-        weight, bias = self.factors()
-        channels = (weight.shape[1] * self.geometry["groups"], weight.shape[0])
-        conv = nn.Conv2d(*channels, (weight.shape[2], weight.shape[3]), **self.geometry)
-        conv.weight = nn.Parameter(weight, requires_grad=False)
-        conv.bias = nn.Parameter(bias, requires_grad=False)
-        return SymmetricConv2d(conv, self.margin) if self.margin else conv
+        conv = copy.deepcopy(self._parts[0])
+        conv.weight, conv.bias = (nn.Parameter(numbers, requires_grad=False) for numbers in self.factors())
+        return conv
 
 
-def freeze_norms(network: nn.Module) -> None:
-    """Replace batch norms by frozen ones, each applied by the convolution registered right before it, as in timm's networks.
+@torch.no_grad()
+def freeze_norms(network: nn.Module, channels: int) -> None:
+    """Replace batch norms by frozen ones, each applied by the convolution whose answer it takes, or else by itself.
 
-    Raises:
-        ValueError: a batch norm that follows no convolution.
+    Args:
+        network: newly built; it looks once at an image without numbers, to show who follows whom.
+        channels: of that image.
     """
-    for path, parent in list(network.named_modules()):
-        previous, previous_name = nn.Module(), ""
+    answered: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # by the answer's address, which holding it keeps from others
+    conv_of: dict[nn.Module, tuple[nn.Conv2d, int]] = {}
+    uses = _Uses()
+
+    def remember(layer: Any, _: Any, answer: Tensor) -> None:
+        answered[id(answer)] = (layer, answer)
+        uses.count[id(answer)] = 0  # whatever lay there before
+
+    def look_up(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        address = id(inputs[0])
+        if address in answered:
+            conv_of[layer] = (answered[address][0], address)
+
+    hooks = []
+    for layer in network.modules():
+        if type(layer) is nn.Conv2d or isinstance(layer, PaddedConv2d):  # others do more than convolve
+            hooks.append(layer.register_forward_hook(remember))
+        elif isinstance(layer, nn.BatchNorm2d):
+            hooks.append(layer.register_forward_pre_hook(look_up))
+    numbers = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
+    is_training = network.training
+    image = torch.empty(1, channels, 256, 256, device="meta")
+    with uses:
+        answers = torch.func.functional_call(network.eval(), numbers, image)
+    network.train(is_training)
+    for hook in hooks:
+        hook.remove()
+    taken = uses.count + Counter(map(id, [answers] if isinstance(answers, Tensor) else answers))
+    _exchange(
+        network,
+        {norm: FrozenNorm(norm) for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)},
+        {norm: conv for norm, (conv, address) in conv_of.items() if taken[address] == 1},
+    )
+
+
+class _Uses(TorchFunctionMode):
+    """How often each tensor is computed with, by its address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[int] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer = func(*args, **(kwargs or {}))
+        if not isinstance(answer, (torch.Size, int, bool)):  # what is asked of a tensor's shape is no computation
+            given = (part for each in args for part in (each if isinstance(each, (list, tuple)) else (each,)))
+            self.count.update(id(part) for part in given if isinstance(part, Tensor))
+        return answer
+
+
+def _exchange(network: nn.Module, frozen: Mapping[nn.Module, FrozenNorm], conv_of: Mapping[nn.Module, nn.Conv2d]) -> None:
+    """Put frozen norms in the place of others, and normed convolutions in that of those before them."""
+    exchanged: dict[nn.Module, nn.Module] = dict(frozen)
+    exchanged |= {conv: NormedConv2d(conv, frozen[norm]) for norm, conv in conv_of.items()}
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if child in exchanged:
+                setattr(parent, name, exchanged[child])
+
+
+def replace_norms(network: nn.Module, kind: type[GroupNorm] | type[LayerNorm2d]) -> None:
+    """Replace batch norms by others, whose affine numbers begin as theirs."""
+    for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
-                if not isinstance(previous, nn.Conv2d) or previous.bias is not None:
-                    raise ValueError(f"{path}.{name} follows no convolution without bias: the network has no frozen form here")
-                frozen = FrozenNorm(child)
-                setattr(parent, name, frozen)
-                setattr(parent, previous_name, NormedConv2d(previous, frozen))
-            previous, previous_name = child, name
+                norm = kind(child.num_features)
+                norm.load_state_dict({key: getattr(child, key) for key in ("weight", "bias")})
+                setattr(parent, name, nn.Sequential(norm, child.act) if isinstance(child, BatchNormAct2d) else norm)
 
 
 def fold_frozen_norms(network: nn.Module) -> None:
@@ -137,8 +207,8 @@ def fold_frozen_norms(network: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, NormedConv2d):
                 setattr(parent, name, child.folded())
-            elif isinstance(child, FrozenNorm):
-                setattr(parent, name, nn.Identity())
+            elif isinstance(child, FrozenNorm) and child.is_done_before:
+                setattr(parent, name, child.act)
 
 
 def has_frozen_norms(modules: Iterable[nn.Module]) -> bool:

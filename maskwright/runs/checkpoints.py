@@ -21,7 +21,8 @@ from maskwright.systems import SYSTEMS, Sized, System, Task, current_name, find_
 from maskwright.systems.proposals.propose_then_detect import ProposeThenDetect
 from maskwright.systems.rcnn.keypoints import KEYPOINT_LAYER
 
-FORMAT = 1
+FORMAT = 2
+KNOWN_FORMATS = (1, FORMAT)  # 1, until version 0.1: small systems had their images padded
 WEIGHTS = "weights.safetensors"
 CARD = "model.json"
 NORM_EPS = 1e-5  # of frozen norms, where a system has no argument for it
@@ -59,21 +60,23 @@ class ModelCard:
             ValueError: not a model of ours, or of a later format.
         """
         try:
-            if data["format"] != FORMAT:
+            if data["format"] not in KNOWN_FORMATS:
                 raise ValueError(f"{source}: format {data['format']}, expected {FORMAT}: update maskwright to open it")
             names, ids = tuple(map(str, data["categories"]["names"])), tuple(map(int, data["categories"]["ids"]))
             schema = data["categories"].get("keypoints")
-            arguments = dict(data["arguments"])
+            system, arguments = current_name(str(data["system"])), dict(data["arguments"])
+            if data["format"] == 1 and system in SYSTEMS and all_arguments(system, {}).get("size_divisor") is None:
+                arguments.pop("size_divisor", None)  # nothing needed that padding, which moved group norms' statistics
             if not len(names) == len(ids) == arguments["num_classes"]:
                 raise KeyError("categories")
             return cls(
-                system=current_name(str(data["system"])),
+                system=system,
                 arguments=arguments,
                 categories=Categories(names, ids, None if schema is None else KeypointSchema.from_dict(schema)),
                 input=InputSpec.from_dict(data["input"]),
                 proposer=None
                 if data.get("proposer") is None
-                else cls.from_dict({**data["proposer"], "format": FORMAT}, source),
+                else cls.from_dict({**data["proposer"], "format": data["format"]}, source),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{source}: not a model of maskwright ({error!r}): import other checkpoints first") from None
@@ -200,7 +203,7 @@ def open_model(
     if card.system not in SYSTEMS and card.system != outside:
         raise ValueError(f"{file}: made by {card.system!r}, which is not part of maskwright: a file alone never imports code")
     system = build_system(card.system, {**card.arguments, **(arguments or {})})
-    spec = replace(system.input, intensity=card.input.intensity) if arguments else card.input
+    spec = replace(system.input, intensity=card.input.intensity) if arguments else _input(card, system)
     system.input = spec
     card = replace(card, arguments={**card.arguments, **(arguments or {})}, input=spec)
     try:
@@ -211,6 +214,11 @@ def open_model(
             f"{error}; given here: {changed}, of which some change the network" if changed else str(error)
         ) from None
     return system, card
+
+
+def _input(card: ModelCard, system: System) -> InputSpec:
+    """How a saved model's images become pixels: as they did when it learnt; what they are padded to is the system's own."""
+    return replace(card.input, size_divisor=system.input.size_divisor)
 
 
 def _open_with_proposer(
@@ -233,7 +241,7 @@ def _open_with_proposer(
     else:
         assert card.proposer is not None
         made, proposer = card.proposer, build_system(card.proposer.system, card.proposer.arguments)
-        proposer.input = made.input
+        proposer.input = _input(made, proposer)
         load_strictly(proposer, {n.removeprefix(PROPOSER): t for n, t in tensors.items() if n.startswith(PROPOSER)}, file)
     if proposer.task != Task.PROPOSALS:
         raise ValueError(f"{other}: is a run of {made.system}, which answers {proposer.task}: name one of a proposal system")

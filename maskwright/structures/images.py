@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from maskwright.structures import boxes as box_functions
 from maskwright.structures.instances import Instances
+
+MIN_SIDE_PX = 32
+"""Sides of a batch are no shorter: a network of stride 32 answers the smallest image with one cell."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class InputSpec:
         channel_order: of the pixels the network sees.
         value_range: the value of full white: 1 or 255.
         mean, std: per channel, in the network's order and range.
-        size_divisor: padded sides are multiples of it; padding is at the right and the bottom.
+        size_divisor: sides of a batch are padded to multiples of it, at the right and the bottom; None for systems that look at
+            images of one size at a time, so that no padding is ever seen (`ImageBatch.alike`).
         intensity: policy for images of more than 8 bits.
     """
 
@@ -90,7 +94,7 @@ class InputSpec:
     value_range: Literal[1, 255] = 1
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    size_divisor: int = 32
+    size_divisor: int | None = None
     intensity: Intensity = Intensity()
 
     def to_pixels(self, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -155,7 +159,7 @@ class ImageBatch:
     """A batch in the input frame.
 
     Args:
-        pixels: normalized, zero padded at the right and bottom, float32 (B, 3, H, W).
+        pixels: normalized, zero padded at the right and bottom, float32 (B, 3, H, W); no side is less than `MIN_SIDE_PX`.
         sizes: true (height, width) of each image inside the padding, input frame.
         original_sizes: (height, width) of each image as it is on disk, upright.
         keys: for each image a number that decides every random draw made for it (training).
@@ -180,14 +184,14 @@ class ImageBatch:
         images: Sequence[Tensor],
         *,
         original_sizes: Sequence[tuple[int, int]],
-        size_divisor: int,
+        size_divisor: int | None,
         keys: Sequence[int] | None = None,
         proposals: Sequence[Instances] | None = None,
     ) -> ImageBatch:
-        """Pad normalized images (3, h, w) into one batch."""
+        """Pad normalized images (3, h, w) into one batch, whose sides are multiples of `size_divisor`."""
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
-        height = -(-max(h for h, _ in sizes) // size_divisor) * size_divisor
-        width = -(-max(w for _, w in sizes) // size_divisor) * size_divisor
+        longest = (max(MIN_SIDE_PX, *sides) for sides in zip(*sizes, strict=True))
+        height, width = (-(-side // (size_divisor or 1)) * (size_divisor or 1) for side in longest)
         pixels = images[0].new_zeros((len(images), 3, height, width))
         for row, image, (h, w) in zip(pixels, images, sizes, strict=True):
             row[:, :h, :w] = image
@@ -198,6 +202,31 @@ class ImageBatch:
             keys=None if keys is None else list(keys),
             proposals=None if proposals is None else list(proposals),
         )
+
+    def alike(self) -> list[tuple[list[int], Self]]:
+        """The batch in parts of one size each, whose padding is cut off, with the places of their images in the whole.
+
+        A side of less than `MIN_SIDE_PX` stays padded to it.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, size in enumerate(self.sizes):
+            groups.setdefault(size, []).append(place)
+        count = self.num_in_step or len(self)
+        parts = []
+        for size, places in groups.items():
+            height, width = (max(MIN_SIDE_PX, side) for side in size)
+            rows = self.pixels if len(groups) == 1 else self.pixels[places]
+            part = replace(
+                self,
+                pixels=rows[:, :, :height, :width],
+                sizes=[size] * len(places),
+                original_sizes=[self.original_sizes[i] for i in places],
+                keys=None if self.keys is None else [self.keys[i] for i in places],
+                proposals=None if self.proposals is None else [self.proposals[i] for i in places],
+                num_in_step=count,
+            )
+            parts.append((places, part))
+        return parts
 
     def to(self, device: torch.device | str) -> ImageBatch:
         """The same batch on another device."""

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Generic, TypeVar, dataclass_transform, get_ty
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from maskwright.layers.backbones import Origin, pixels_of
+from maskwright.structures import InputSpec, ResizeRule
 from maskwright.systems.system import System
 
 Count = Annotated[int, Field(gt=0)]
@@ -48,10 +50,17 @@ class Size:
     """Shorter side of the input, px; null keeps the image's size."""
     long_px: Count | None
     """Longer side of the input at most, px; null sets no bound."""
+    size_divisor: Count | None = None
+    """Sides of a batch are padded to multiples of it; null pads nothing: images of unlike sizes are looked at apart."""
     max_detections: Count
     """Objects answered for an image at most."""
     score_threshold: Share
     """Scores up to it are not answered."""
+
+    def input(self) -> InputSpec:
+        """How an image becomes pixels: those that the backbone's weights expect."""
+        resize = ResizeRule(self.short_px, self.long_px)
+        return InputSpec(resize, size_divisor=self.size_divisor, **pixels_of(self.backbone))
 
     @classmethod
     def descriptions(cls) -> dict[str, str]:
@@ -61,6 +70,31 @@ class Size:
             for name, field in getattr(part, "__pydantic_fields__", {}).items():
                 described[name] = field.description or described.get(name, "")
         return described
+
+
+@size_class
+class OriginSize(Size):
+    """What sizes decide whose backbone may be one of several groups'."""
+
+    weights_origin: Origin = "timm"
+    """Whose weights the backbone is for: decides pixels, strides and the norms' eps."""
+
+    def input(self) -> InputSpec:
+        """How an image becomes pixels: those that the backbone's weights expect."""
+        return replace(super().input(), **pixels_of(self.backbone, self.weights_origin))
+
+
+@size_class
+class TorchvisionInputSize(Size):
+    """What sizes with torchvision's parts decide: images are resized and padded as there."""
+
+    size_divisor: Count | None = 32
+    """Sides of a batch are padded to multiples of it, which norms and all other parts see, as there."""
+
+    def input(self) -> InputSpec:
+        """How an image becomes pixels."""
+        resize = ResizeRule(self.short_px, self.long_px, rounding="floor", antialias=False)
+        return replace(super().input(), resize=resize)
 
 
 S = TypeVar("S", bound=Size)

@@ -1,8 +1,9 @@
 """The contract every system keeps: two verbs, `loss` and `predict`, and what the rest of the workbench must know."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from functools import wraps
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -87,3 +88,41 @@ def masks_of(target: Instances) -> Masks:
             "the targets have no masks: train a box system such as faster-rcnn-small or fcos-small, or add segmentations"
         )
     return target.masks
+
+
+S = TypeVar("S", bound=System)
+
+
+def loss_by_size(verb: Callable[[S, ImageBatch, list[Instances]], dict[str, Loss]]) -> Callable[..., dict[str, Loss]]:
+    """Have `loss` look at images of one size at a time, unless the system's input pads them: its terms add up.
+
+    What norms and convolutions see of an image then never depends on what shares its batch.
+    """
+
+    @wraps(verb)
+    def loss(self: S, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
+        if self.input.size_divisor is not None:
+            return verb(self, images, targets)
+        terms: dict[str, Loss] = {}
+        for places, part in images.alike():
+            for name, term in verb(self, part, [targets[i] for i in places]).items():
+                known = terms.get(name)
+                terms[name] = term if known is None else Loss(known.total + term.total, known.count + term.count)
+        return terms
+
+    return loss
+
+
+def predict_by_size(verb: Callable[[S, ImageBatch], list[Instances]]) -> Callable[..., list[Instances]]:
+    """Have `predict` look at images of one size at a time, likewise."""
+
+    @wraps(verb)
+    def predict(self: S, images: ImageBatch) -> list[Instances]:
+        if self.input.size_divisor is not None:
+            return verb(self, images)
+        found: dict[int, Instances] = {}
+        for places, part in images.alike():
+            found.update(zip(places, verb(self, part), strict=True))
+        return [found[i] for i in range(len(images))]
+
+    return predict

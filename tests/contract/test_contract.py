@@ -242,6 +242,46 @@ def test_images_of_equal_size_answer_alone_as_together(name):
             assert torch.allclose(a.masks.centroids(), b.masks.centroids(), atol=0.5)
 
 
+def padded(batch, divisor):
+    """The same images with more padding."""
+    height, width = (-(-side // divisor) * divisor + divisor for side in batch.pixels.shape[2:])
+    pixels = batch.pixels.new_zeros((len(batch), 3, height, width))
+    pixels[:, :, : batch.pixels.shape[2], : batch.pixels.shape[3]] = batch.pixels
+    return replace(batch, pixels=pixels)
+
+
+@each(SMALL)
+def test_an_image_answers_alone_as_beside_a_larger_one_padded_or_not(name):
+    system = build(name)
+    batch = batch_of(system, [(70, 101), (128, 160), (70, 101)])
+    with torch.inference_mode():
+        alone = [system.predict(part_of(batch, 0)), system.predict(padded(part_of(batch, 0), 64))]
+        alone += [system.predict(replace(part_of(batch, 0), pixels=batch.pixels[:1, :, :70, :101]))]
+        together = system.predict(batch)
+    for (other,) in [*alone, together[:1]]:
+        assert len(other) == len(together[0]) > 0
+        assert torch.allclose(other.scores, together[0].scores, atol=1e-5)
+        assert torch.allclose(other.boxes, together[0].boxes, atol=1e-2)  # px
+        assert other.labels.tolist() == together[0].labels.tolist()
+        if system.task.has_masks:
+            assert (other.masks.areas() - together[0].masks.areas()).abs().max() <= 0.01 * other.masks.areas().max()
+    assert [len(found) > 0 for found in together] == [True] * 3
+    assert not torch.equal(together[2].scores, together[0].scores)  # each has its own answer
+
+
+@each([name for name in SMALL if not kinds_of(name)])
+def test_an_image_teaches_alone_as_beside_a_larger_one_padded_or_not(name):
+    system = build(name)
+    batch, targets = batch_of(system, [(70, 101), (128, 160)]), [objects((70, 101), 3), objects((128, 160), 4)]
+    with torch.inference_mode():
+        whole, more = system.loss(batch, targets), system.loss(padded(batch, 64), targets)
+        parts = [system.loss(replace(part_of(batch, i), num_in_step=2), targets[i : i + 1]) for i in range(2)]
+    for key, loss in whole.items():
+        for total, count in (more[key], [sum(numbers) for numbers in zip(*(part[key] for part in parts), strict=True)]):
+            assert torch.allclose(count, loss.count), key
+            assert torch.allclose(total, loss.total, rtol=1e-4, atol=1e-4), key
+
+
 @each(SMALL)
 def test_neither_verb_asks_for_training_mode(name):
     system = build(name)

@@ -2,7 +2,9 @@ import copy
 import math
 
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -336,7 +338,7 @@ def test_a_frozen_norm_is_the_norm_it_was_and_lets_gradients_through():
         if value.is_floating_point():
             value.copy_(0.5 + torch.rand(value.shape, generator=g))
     frozen = copy.deepcopy(plain)
-    freeze_norms(frozen)
+    freeze_norms(frozen, 3)
     assert frozen.state_dict().keys() == {k for k in plain.state_dict() if "num_batches" not in k}
     x = torch.randn(2, 3, 9, 7, generator=g)
     expected, answer = plain.eval()(x), frozen.train()(x)
@@ -348,8 +350,101 @@ def test_a_frozen_norm_is_the_norm_it_was_and_lets_gradients_through():
     moved = copy.deepcopy(frozen).double()
     assert torch.allclose(moved(x.double()).float(), expected, atol=1e-5)
     assert isinstance(frozen[1], FrozenNorm)
-    with pytest.raises(ValueError, match=r"\.1 follows no convolution without bias"):
-        freeze_norms(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+
+
+def with_statistics(network):
+    """The network with norms that do something."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("name", "done_before"),
+    [
+        ("resnet18", 1.0),
+        ("resnext50_32x4d", 1.0),
+        ("vgg11_bn", 1.0),  # convolutions with a bias
+        ("efficientnet_b0", 1.0),  # norms that activate
+        ("tf_efficientnet_lite0", 1.0),  # and TensorFlow's padding
+        ("tf_mobilenetv3_small_100", 1.0),
+        ("mobilenetv3_large_100", 1.0),
+        ("regnety_002", 1.0),
+        ("convnext_atto", None),  # no batch norms
+        ("resnetv2_50", 0.6),  # norms before convolutions
+        ("densenet121", 0.4),
+        ("repvgg_a0", 0.7),  # norms of what no convolution answered
+        ("ghostnet_100", 0.9),  # one convolution's answer is a feature map itself
+        ("xception41", 1.0),
+    ],
+)
+def test_any_timm_network_with_frozen_norms_is_what_timm_says_it_is(name, done_before):
+    torch.manual_seed(0)
+    theirs = with_statistics(timm.create_model(name, features_only=True)).eval()
+    ours = Backbone(name, strides=theirs.feature_info.reduction(), norm="frozen")
+    state = theirs.state_dict()
+    ours.network.load_state_dict({k: state[k] for k in ours.network.state_dict()})
+    pixels = torch.randn(2, 3, 64, 96)
+    norms = [m for m in ours.modules() if isinstance(m, FrozenNorm)]
+    assert (done_before is None) == (not norms)
+    if norms:  # else they are right, but slow
+        assert sum(norm.is_done_before for norm in norms) / len(norms) == pytest.approx(done_before, abs=0.1)
+    with torch.no_grad():
+        expected, frozen = theirs(pixels), list(ours.train()(pixels).values())
+        fold_frozen_norms(ours)
+        folded = list(ours(pixels).values())
+    for a, b, c in zip(expected, frozen, folded, strict=True):
+        assert torch.allclose(a, b, atol=1e-5 * float(a.abs().max()))
+        assert torch.allclose(a, c, atol=1e-5 * float(a.abs().max()))
+
+
+def test_a_convolution_whose_answer_is_taken_twice_does_not_do_the_norm():
+    class Twice(nn.Module):
+        def __init__(self, second):
+            super().__init__()
+            self.conv, self.norm, self.second = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), second
+
+        def forward(self, x):
+            answer = self.conv(x)
+            other = answer.relu_() if self.second == "in place" else answer
+            return self.norm(answer) + (other if self.second else 0)
+
+    for second in ("in place", "beside", ""):
+        plain = with_statistics(Twice(second)).eval()
+        frozen = copy.deepcopy(plain)
+        freeze_norms(frozen, 3)
+        assert frozen.norm.is_done_before == (not second)
+        x = torch.randn(1, 3, 8, 8)
+        assert torch.allclose(frozen(x), plain(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "norm"), [("tf_efficientnet_lite0", "group"), ("mobilenetv3_large_100", "layer")])
+def test_any_timm_network_can_have_norms_that_train(name, norm):
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, features_only=True)
+    torch.manual_seed(0)
+    ours = Backbone(name, strides=(8, 16), norm=norm)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in ours.modules())
+    acts = [sum(isinstance(m, (nn.ReLU6, nn.Hardswish, nn.ReLU)) for m in network.modules()) for network in (theirs, ours)]
+    assert acts[0] == acts[1] > 20
+    ours(torch.randn(1, 3, 64, 64))[16].sum().backward()
+
+
+def test_tensorflow_padding_is_that_of_even_sides_whatever_lies_beyond_the_image():
+    torch.manual_seed(0)
+    ours = Backbone("tf_efficientnet_lite0", strides=(4, 8, 16, 32), norm="frozen").eval()
+    pixels = torch.randn(1, 3, 75, 101)
+    stem = ours.network.conv_stem
+    odd, even = stem(pixels), stem(F.pad(pixels, (0, 27, 0, 21)))
+    assert odd.shape[2:] == (38, 51)
+    assert torch.equal(odd, even[:, :, :38, :51])
+    assert {stride: level.shape[2:] for stride, level in ours(pixels).items()} == {
+        stride: (math.ceil(75 / stride), math.ceil(101 / stride)) for stride in (4, 8, 16, 32)
+    }
 
 
 def test_frozen_norms_do_not_learn():

@@ -105,7 +105,7 @@ def test_a_file_never_imports_code_or_a_later_format(saved):
     with pytest.raises(ValueError, match="a file alone never imports code"):
         open_model(path)
     rewrite(path, lambda _, metadata: metadata["maskwright"].update(format=99))
-    with pytest.raises(ValueError, match="format 99, expected 1"):
+    with pytest.raises(ValueError, match="format 99, expected 2"):
         open_model(path)
     rewrite(path, lambda _, metadata: metadata["maskwright"].pop("format"))
     with pytest.raises(ValueError, match="not a model of maskwright"):

@@ -56,6 +56,7 @@ def test_a_run_of_version_0_1_opens_and_predicts_what_it_did(run, console):
     assert isinstance(system.instance_heads["mask"].pool.operators[0], RoiPool)
     assert card.arguments["roi"] == "pool"
     assert system.input.resize.short_px == 64
+    assert system.input.size_divisor is card.input.size_divisor is None  # it padded images then, which moved its norms
     found = api.evaluate(run, data=Path("data"), console=console)
     assert found.metrics["segm"].ap >= 0
 

@@ -365,7 +365,7 @@ def test_whose_resnet_it_was_is_told_by_the_pixels_or_by_the_user(theirs, tmp_pa
     card = import_weights(file, system="mask-rcnn-r50-fpn", out=tmp_path / "b", arguments=arguments, say=said.append)
     assert (card.input.channel_order, card.input.value_range) == ("rgb", 1)
     system = SYSTEMS[card.system](**card.arguments)
-    assert system.backbone.network.layer2[0].conv2.geometry["stride"] == (2, 2)
+    assert system.backbone.network.layer2[0].conv2.folded().stride == (2, 2)
     assert card.arguments["weights_origin"] == "timm"
 
 

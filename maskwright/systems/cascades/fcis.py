@@ -33,7 +33,7 @@ from maskwright.structures import boxes as box_functions
 from maskwright.systems.cascades.mnc import CascadeRPN, mask_targets
 from maskwright.systems.cascades.voting import MaskVoting
 from maskwright.systems.rcnn.rpn import Features
-from maskwright.systems.system import Loss, Task, masks_of
+from maskwright.systems.system import Loss, Task, loss_by_size, masks_of, predict_by_size
 
 PARTS, SIDE = 7, 21
 CODER = BoxCoder(weights=(5.0, 5.0, 2.0, 2.0))  # the code: divided by 0.2, 0.2, 0.5, 0.5
@@ -106,6 +106,7 @@ class FCIS(nn.Module):
         self.hard_rois = hard_rois
         self.max_detections = max_detections
 
+    @loss_by_size
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
         """Class, mask and box, weights 1:10:1, over the hardest RoIs (FCIS, sec. 3.2, training)."""
         features = self.features(images.pixels)
@@ -126,6 +127,7 @@ class FCIS(nn.Module):
         losses["box"] = Loss(boxes_loss.sum(), count)
         return losses
 
+    @predict_by_size
     def predict(self, images: ImageBatch) -> list[Instances]:
         """Proposals, and the boxes they are moved to, looked at alike; all vote (FCIS, sec. 3.2, inference)."""
         features = self.features(images.pixels)

@@ -40,7 +40,7 @@ from maskwright.structures import boxes as box_functions
 from maskwright.systems.cascades.voting import MASK_THRESHOLD, MaskVoting
 from maskwright.systems.rcnn.mask_rcnn import SampledRois, box_losses
 from maskwright.systems.rcnn.rpn import Candidates, Features, PairwiseObjectness, RegionProposalNetwork
-from maskwright.systems.system import Loss, Task, masks_of
+from maskwright.systems.system import Loss, Task, loss_by_size, masks_of, predict_by_size
 
 GRADIENT_BOUND = 1 / 512  # the code: of what later stages tell the deltas of a box, when an image is learnt from alone
 CODER = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
@@ -105,6 +105,7 @@ class MNC(nn.Module):
         self.stages_in_training, self.stages_at_inference = stages
         self.max_detections = max_detections
 
+    @loss_by_size
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
         """L1 + L2 + L3, and L4 + L5 on the boxes that stage 3 moved (MNC, eq. 4; sec. 5)."""
         generators = images.generators()
@@ -122,6 +123,7 @@ class MNC(nn.Module):
             losses |= {f"{name}_again": loss for name, loss in stages.items()}
         return losses
 
+    @predict_by_size
     def predict(self, images: ImageBatch) -> list[Instances]:
         """Two stages on the proposals, two on the boxes they move; all instances vote (MNC, sec. 5, inference)."""
         features = self._features(images.pixels)

@@ -13,16 +13,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import nn
 
-from maskwright.layers.backbones import ORIGINS, Backbone, LastStage, Origin, Reduced
+from maskwright.layers.backbones import ORIGINS, Backbone, LastStage, Reduced
 from maskwright.layers.grids import CaffeAnchors, PyramidAnchors
 from maskwright.layers.roi import RoiWarp, RoundedRoiWarp
-from maskwright.structures import InputSpec, ResizeRule
 from maskwright.systems.cascades.fcis import FCIS, ScoreMaps
 from maskwright.systems.cascades.mnc import MATCH_INSIDE, MNC, CascadeRPN, CascadeSampler, CategoryHead, HiddenLayers, MaskHead
 from maskwright.systems.cascades.stepwise import StepwiseMNC
 from maskwright.systems.cascades.voting import MaskVoting
 from maskwright.systems.rcnn.rpn import MATCH_RPN
-from maskwright.systems.size import Amount, Count, Share, Size, size_class
+from maskwright.systems.size import Amount, Count, OriginSize, Share, Size, size_class
 
 
 @size_class
@@ -68,13 +67,9 @@ class CascadeSize(Size):
 
 
 @size_class
-class MncSize(CascadeSize):
+class MncSize(CascadeSize, OriginSize):
     """Of MNC."""
 
-    weights_origin: Origin = "timm"
-    """Whose weights the backbone is for: decides pixels, strides and the norms' eps."""
-    size_divisor: Count = 32
-    """Padded sides are multiples of it."""
     are_anchors_rounded: bool = False
     """Whether anchors are Caffe's, of whole pixels."""
     dilated: bool = False
@@ -142,7 +137,7 @@ def mnc(size: MncSize, num_classes: int) -> MNC:
         pretrained = size.backbone if size.is_hidden_pretrained else None
         paths = [HiddenLayers(channels, hidden=width, pretrained=pretrained) for _ in range(2)]
     return (StepwiseMNC if size.is_stepwise else MNC)(
-        input=replace(origin.input(ResizeRule(size.short_px, size.long_px)), size_divisor=size.size_divisor),
+        input=size.input(),
         backbones=backbones,
         rpn=size.rpn(channels),
         sampler=CascadeSampler(num_classes=num_classes, per_image=size.per_image),
@@ -194,6 +189,7 @@ MNC_R101 = MncSize(
     norm="frozen",
     short_px=600,
     long_px=1000,
+    size_divisor=32,
     stride=16,
     anchors=(64, 128, 256, 512),
     are_anchors_inside=True,
@@ -251,7 +247,7 @@ def fcis(size: FcisSize, num_classes: int) -> FCIS:
     """FCIS."""
     backbone = Backbone(size.backbone, strides=(size.stride,), norm=size.norm, dilated=True)
     return FCIS(
-        input=InputSpec(resize=ResizeRule(size.short_px, size.long_px)),
+        input=size.input(),
         features=nn.Sequential(backbone, Reduced(size.stride, backbone.channels[size.stride], size.channels)),
         rpn=size.rpn(size.channels),
         maps=ScoreMaps(size.channels, num_classes=num_classes, stride=size.stride),
@@ -267,6 +263,7 @@ FCIS_R101 = FcisSize(
     norm="frozen",
     short_px=600,
     long_px=1000,
+    size_divisor=32,
     stride=16,
     channels=1024,
     anchors=(64, 128, 256, 512),

@@ -37,7 +37,7 @@ from maskwright.layers.towers import Tower, flatten_levels
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.one_stage.fcos import Answers, CenterAssigner, FCOSHead, Features, Found, LevelScales, Locations
-from maskwright.systems.system import Loss, Task, masks_of
+from maskwright.systems.system import Loss, Task, loss_by_size, masks_of, predict_by_size
 
 LN2 = math.log(2)
 ROWS_AT_A_TIME = 64  # whose masks are compared with the truth in one go
@@ -118,6 +118,7 @@ class EmbedMask(nn.Module):
         self.extra_heads = nn.ModuleDict(extra_heads)
         self.max_detections = max_detections
 
+    @loss_by_size
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
         """FCOS's three terms and the mask's (EmbedMask, eq. of the total loss; weights from the code)."""
         features = self.fpn(self.backbone(images.pixels))
@@ -130,6 +131,7 @@ class EmbedMask(nn.Module):
             losses |= head.loss(features, targets)
         return losses
 
+    @predict_by_size
     def predict(self, images: ImageBatch) -> list[Instances]:
         """Boxes first; each that is kept draws its mask from the embeddings of the image."""
         features = self.fpn(self.backbone(images.pixels))

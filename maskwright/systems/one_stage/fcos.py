@@ -33,7 +33,7 @@ from maskwright.layers.precision import Float32Conv2d
 from maskwright.layers.towers import Tower, flatten_levels
 from maskwright.structures import ImageBatch, InputSpec, Instances
 from maskwright.structures import boxes as box_functions
-from maskwright.systems.system import Loss, Task
+from maskwright.systems.system import Loss, Task, loss_by_size, predict_by_size
 
 Features = Mapping[int, Tensor]
 """{stride: (B, C, H / stride, W / stride)}"""
@@ -114,12 +114,14 @@ class FCOS(nn.Module):
         self.head = head
         self.max_detections = max_detections
 
+    @loss_by_size
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
         """Classes at all locations, box and centerness at those of objects, every weight 1 (FCOS, eq. 2)."""
         answers = self.head(self.fpn(self.backbone(images.pixels)))
         matched = [self.assigner(answers.locations, target) for target in targets]
         return self.head.loss(answers, matched, targets)
 
+    @predict_by_size
     def predict(self, images: ImageBatch) -> list[Instances]:
         """The best boxes (FCOS, sec. 3.1, inference)."""
         answers = self.head(self.fpn(self.backbone(images.pixels)))

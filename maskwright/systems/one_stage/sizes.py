@@ -15,10 +15,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from maskwright.layers.backbones import ORIGINS, Origin
+from maskwright.layers.backbones import ORIGINS
 from maskwright.layers.fpn import ConvolvedLevels, FeaturePyramid
 from maskwright.layers.norms import BranchNorm
-from maskwright.structures import ResizeRule
 from maskwright.systems.one_stage.early import AveragedPositives, BoxMargin, ScalarMargin, around_box, grown_by_a_cell
 from maskwright.systems.one_stage.embedmask import (
     Coupling,
@@ -42,19 +41,17 @@ from maskwright.systems.one_stage.embedmask import (
 )
 from maskwright.systems.one_stage.fcos import FCOS, CenterAssigner, FCOSHead, LevelScales, Ranking
 from maskwright.systems.one_stage.fused import FusedBranch, MiddleAssigner, SemanticHead, UpsampledProbabilities
-from maskwright.systems.size import Amount, Count, Share, Size, Strides, size_class
+from maskwright.systems.size import Amount, Count, OriginSize, Share, Strides, size_class
 
 # FCOS
 
 
 @size_class
-class FcosSize(Size):
+class FcosSize(OriginSize):
     """Of FCOS, and of what is built on it; the numbers are those published."""
 
     norm: Literal["frozen", "group"] = "frozen"
     """Of the backbone: frozen batch norm, which wants pretrained weights, or group norm."""
-    weights_origin: Origin = "timm"
-    """Whose weights the backbone is for: decides pixels, strides and the norms' eps."""
     short_px: Count | None = 800
     """Shorter side of the input, px; null keeps the image's size."""
     long_px: Count | None = 1333
@@ -99,7 +96,7 @@ class FcosSize(Size):
         backbone = origin.backbone(self.backbone, strides=self.backbone_strides, norm=self.norm)
         coarser = ConvolvedLevels(self.channels, count=len(self.strides) - len(self.backbone_strides))
         fpn = FeaturePyramid(backbone.channels, channels=self.channels, coarser=coarser)
-        return {"input": origin.input(ResizeRule(self.short_px, self.long_px)), "backbone": backbone, "fpn": fpn}
+        return {"input": self.input(), "backbone": backbone, "fpn": fpn}
 
     def ranking(self) -> Ranking:
         """Of candidates."""

@@ -16,9 +16,8 @@ from torchvision.ops import generalized_box_iou_loss
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.fpn import ConvolvedLevels, FeaturePyramid
 from maskwright.layers.grids import cell_corners
-from maskwright.structures import InputSpec, ResizeRule
 from maskwright.systems.one_stage.fcos import FCOS, CenterAssigner, FCOSHead, Ranking
-from maskwright.systems.size import Amount, Count, Size, size_class
+from maskwright.systems.size import Amount, Count, TorchvisionInputSize, size_class
 from maskwright.systems.system import Loss
 
 
@@ -59,7 +58,7 @@ def everything(points: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @size_class
-class TorchvisionFcosSize(Size):
+class TorchvisionFcosSize(TorchvisionInputSize):
     """Of FCOS with these parts."""
 
     norm_eps: Amount = 1e-5
@@ -72,7 +71,7 @@ def fcos_torchvision(size: TorchvisionFcosSize, num_classes: int) -> FCOS:
     """FCOS, R50-FPN."""
     backbone = Backbone(size.backbone, strides=(8, 16, 32), norm="frozen", norm_eps=size.norm_eps)
     return FCOS(
-        input=InputSpec(resize=ResizeRule(size.short_px, size.long_px, rounding="floor", antialias=False)),
+        input=size.input(),
         backbone=backbone,
         fpn=FeaturePyramid(backbone.channels, channels=256, coarser=ConvolvedLevels(256, count=2)),
         assigner=StrictAssigner(bounds=(64, 128, 256, 512)),

@@ -27,7 +27,7 @@ from maskwright.structures import ImageBatch, InputSpec, Instances
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.rcnn.mask_rcnn import BoxHead, BoxSelection, RoiSampler, SampledRois, box_losses
 from maskwright.systems.rcnn.rpn import Features
-from maskwright.systems.system import Loss, Task
+from maskwright.systems.system import Loss, Task, loss_by_size, predict_by_size
 
 
 class FastRCNN(nn.Module):
@@ -63,6 +63,7 @@ class FastRCNN(nn.Module):
         self.num_proposals = num_proposals
         self.max_detections = max_detections
 
+    @loss_by_size
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
         """Class and box, weights 1:1 (Fast R-CNN, eq. 1)."""
         generators = images.generators()
@@ -72,6 +73,7 @@ class FastRCNN(nn.Module):
         losses: dict[str, Loss] = self.box_head.loss(features, sampled, generators)
         return losses
 
+    @predict_by_size
     def predict(self, images: ImageBatch) -> list[Instances]:
         """Score every proposal, move its box, suppress within a class; masks are those of the proposals."""
         features = self.features(images.pixels)

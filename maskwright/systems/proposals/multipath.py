@@ -32,7 +32,7 @@ from maskwright.structures import ImageBatch, Instances
 from maskwright.systems.proposals.fast_rcnn import FastRCNN
 from maskwright.systems.rcnn.mask_rcnn import BoxSelection, RoiSampler, SampledRois, box_losses
 from maskwright.systems.rcnn.rpn import Features
-from maskwright.systems.system import Loss
+from maskwright.systems.system import Loss, loss_by_size
 
 FOVEAL = (1.0, 1.5, 2.0, 4.0)  # MultiPath, sec. 3.2: sides of the regions, of the proposal's
 OVERLAPS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75)  # MultiPath, sec. 3.3
@@ -51,6 +51,7 @@ class MultiPathNet(FastRCNN):
         super().__init__(roi_sampler=samplers[0], **parts)
         self.samplers = samplers
 
+    @loss_by_size
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
         """Class at one overlap for each image, and box (MultiPath, eq. 3, one term of its sum)."""
         generators = images.generators()

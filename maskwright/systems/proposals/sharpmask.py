@@ -181,5 +181,5 @@ class ConcatenatedModule(RefinementModule):
         assert self.merge_mask.bias is not None
         assert self.merge_features.bias is not None
         bias = self.merge_mask.bias + self.merge_features.bias
-        enlarged: Tensor = self.up(F.relu(F.conv2d(symmetric_pad(together, 1), weight, bias)))
+        enlarged: Tensor = self.up(F.relu(F.conv2d(symmetric_pad(together, 1, 1), weight, bias)))
         return enlarged

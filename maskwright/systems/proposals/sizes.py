@@ -17,7 +17,7 @@ from torch import nn
 from maskwright.layers.backbones import Backbone
 from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.roi import RoiAlign, RoiPool
-from maskwright.structures import InputSpec, PatchGeometry, ResizeRule
+from maskwright.structures import PatchGeometry
 from maskwright.systems.proposals.deepmask import DeepMask, MaskHead, OriginalHead, Pyramid, SeparateHead, SharedHead, SplitHead
 from maskwright.systems.proposals.fast_rcnn import FastRCNN, ProposalBoxHead
 from maskwright.systems.proposals.multipath import OVERLAPS, MultiPathHead, MultiPathNet
@@ -84,7 +84,7 @@ class WindowSize(Size):
     def numbers(self) -> dict[str, Any]:
         """All but the backbone and the head of scores."""
         return {
-            "input": InputSpec(resize=ResizeRule(self.short_px, self.long_px)),
+            "input": self.input(),
             "geometry": self.geometry(),
             "mask_head": MaskHead(self.vector_size, coarse=self.coarse_side, side=self.mask_side),
             "pyramid": Pyramid(self.octaves, self.max_side_px),
@@ -271,7 +271,7 @@ class FastRcnnSize(DetectorSize):
         """All but the features."""
         sampler = RoiSampler(num_classes=num_classes, per_image=self.per_image, negative_from=self.negative_from)
         return {
-            "input": InputSpec(resize=ResizeRule(self.short_px, self.long_px)),
+            "input": self.input(),
             "roi_sampler": sampler,
             "box_head": ProposalBoxHead(
                 channels,
@@ -335,7 +335,7 @@ def multipath(size: MultiPathSize, num_classes: int) -> MultiPathNet:
     backbone = Backbone(size.backbone, strides=size.strides, norm=size.norm)
     sampler = partial(RoiSampler, num_classes=num_classes, per_image=size.per_image, negative_from=size.negative_from)
     return MultiPathNet(
-        input=InputSpec(resize=ResizeRule(size.short_px, size.long_px)),
+        input=size.input(),
         features=backbone,
         samplers=[sampler(iou=iou) for iou in OVERLAPS],
         box_head=MultiPathHead(
@@ -358,6 +358,7 @@ FAST_VGG16 = FastRcnnSize(
     backbone="vgg16",
     short_px=600,  # Fast R-CNN, sec. 5.2
     long_px=1000,
+    size_divisor=32,
     per_image=64,
     negative_from=0.1,
     box_hidden=4096,
@@ -373,6 +374,7 @@ FAST_R50_FPN = PyramidSize(
     norm="frozen",
     short_px=800,
     long_px=1333,
+    size_divisor=32,
     strides=(4, 8, 16, 32),
     fpn_channels=256,
     num_proposals=1000,
@@ -403,6 +405,7 @@ MULTIPATH_VGG16 = MultiPathSize(
     norm="none",
     short_px=800,
     long_px=1000,
+    size_divisor=32,
     strides=(4, 8, 16),
     mixed=512,
     num_proposals=400,

@@ -33,7 +33,7 @@ from maskwright.layers.roi import RoiOperator, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.rcnn.rpn import Features, RegionProposalNetwork
-from maskwright.systems.system import Loss, Task, masks_of
+from maskwright.systems.system import Loss, Task, loss_by_size, masks_of, predict_by_size
 
 
 class SampledRois(NamedTuple):
@@ -119,6 +119,7 @@ class FasterRCNN(nn.Module):
         self.num_training_candidates, self.num_candidates = num_candidates
         self.max_detections = max_detections
 
+    @loss_by_size
     def loss(self, images: ImageBatch, targets: list[Instances]) -> dict[str, Loss]:
         """Sum over RPN, box head and instance heads, every weight 1 (Mask R-CNN, sec. 3)."""
         generators = images.generators()
@@ -133,6 +134,7 @@ class FasterRCNN(nn.Module):
             losses |= head.loss(features, sampled, targets)
         return losses
 
+    @predict_by_size
     def predict(self, images: ImageBatch) -> list[Instances]:
         """Boxes first, then masks on the boxes that are kept (Mask R-CNN, sec. 3.1, inference)."""
         features = self.fpn(self.backbone(images.pixels))

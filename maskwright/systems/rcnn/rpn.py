@@ -8,7 +8,7 @@ tells which of them hold an object, whatever it is, and how to move each onto it
 Legend: B images · A anchors per cell · P cells of a level · N proposals of one image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,6 +51,16 @@ class SampledAnchors(NamedTuple):
     """The object of each positive."""
 
 
+Answered = Callable[[Tensor, tuple[int, int]], Tensor]
+"""Which anchors, xyxy px (P·A, 4), answer for an image of (height, width) within a batch, bool (P·A,)."""
+
+
+def centred_on_image(anchors: Tensor, size: tuple[int, int]) -> Tensor:
+    """Those whose centre lies on the image and not in its padding."""
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    return (centres < centres.new_tensor([size[1], size[0]])).all(dim=1)
+
+
 MATCH_RPN = IouMatcher(positive=0.7, negative=0.3, rescue_above=0.0)
 SAMPLE_RPN = BalancedSampler(256, positive_fraction=0.5)
 
@@ -67,6 +77,7 @@ class RegionProposalNetwork(nn.Module):
         box_beta: error from which the smooth L1 loss of boxes is linear; 0 is L1.
         nms_iou: overlap above which a proposal suppresses a worse one of its level.
         min_side_px: proposals must exceed this on both sides.
+        answered: which anchors of an image become proposals, like `centred_on_image`.
     """
 
     def __init__(
@@ -80,6 +91,7 @@ class RegionProposalNetwork(nn.Module):
         box_beta: float = 0.0,
         nms_iou: float = 0.7,
         min_side_px: float = 0.0,
+        answered: Answered = centred_on_image,
     ) -> None:
         super().__init__()
         hidden = hidden or channels
@@ -95,6 +107,7 @@ class RegionProposalNetwork(nn.Module):
         self.box_beta = box_beta
         self.nms_iou = nms_iou
         self.min_side_px = min_side_px
+        self.answered = answered
 
     def forward(self, features: Features) -> Candidates:
         """Objectness and deltas of every anchor of every level."""
@@ -151,7 +164,8 @@ class RegionProposalNetwork(nn.Module):
         boxes, logits, levels, anchors_of = [], [], [], []
         first = 0
         for level, (level_logits, deltas, anchors) in enumerate(zip(*candidates, strict=True)):
-            top, index = level_logits.topk(min(per_level, level_logits.shape[1]), dim=1)  # (B, n)
+            answered = torch.stack([self.answered(anchors, size) for size in sizes])
+            top, index = level_logits.where(answered, -torch.inf).topk(min(per_level, level_logits.shape[1]), dim=1)  # (B, n)
             chosen = torch.gather(deltas, 1, index[:, :, None].expand(-1, -1, 4))
             boxes.append(self.coder.decode(chosen, anchors[index]))  # (B, n, 4)
             logits.append(top)

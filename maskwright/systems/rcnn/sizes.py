@@ -13,11 +13,10 @@ from pydantic import Field
 from torch import nn
 
 from maskwright.layers.assignment import BalancedSampler
-from maskwright.layers.backbones import ORIGINS, Backbone, LastStage, Origin
+from maskwright.layers.backbones import ORIGINS, Backbone, LastStage
 from maskwright.layers.fpn import FeaturePyramid, SubsampledLevels
 from maskwright.layers.grids import PyramidAnchors
 from maskwright.layers.roi import RoiOperator
-from maskwright.structures import InputSpec, ResizeRule
 from maskwright.systems.rcnn.c4 import STAGED_SIDE, StagedBoxHead, StagedRois
 from maskwright.systems.rcnn.keypoints import ENLARGED, KeypointHead
 from maskwright.systems.rcnn.mask_rcnn import BoxBranch, BoxHead, FasterRCNN, MaskBranch, RoiSampler
@@ -32,19 +31,15 @@ from maskwright.systems.rcnn.rivals import (
     StagedMask,
 )
 from maskwright.systems.rcnn.rpn import RegionProposalNetwork
-from maskwright.systems.size import Amount, Count, Share, Size, Strides, Whole, size_class
+from maskwright.systems.size import Amount, Count, OriginSize, Share, Strides, Whole, size_class
 
 
 @size_class
-class TwoStageSize(Size):
+class TwoStageSize(OriginSize):
     """What all sizes decide, with a pyramid or without."""
 
     norm: Literal["frozen", "group"]
     """Of the backbone: frozen batch norm, which wants pretrained weights, or group norm."""
-    weights_origin: Origin = "timm"
-    """Whose weights the backbone is for: decides pixels, strides and the norms' eps."""
-    size_divisor: Count = 32
-    """Padded sides are multiples of it."""
     strides: Strides
     """Maps of the backbone that are used, px from cell to cell."""
     anchors: Annotated[dict[Count, Annotated[tuple[Count, ...], Field(min_length=1)]], Field(min_length=1)]
@@ -75,11 +70,6 @@ class TwoStageSize(Size):
     """Proposals of an image at inference."""
     score_threshold: Share = 0.05
     """Scores up to it are not answered."""
-
-    def input(self) -> InputSpec:
-        """How an image becomes pixels."""
-        spec = ORIGINS[self.weights_origin].input(ResizeRule(self.short_px, self.long_px))
-        return replace(spec, size_divisor=self.size_divisor)
 
     @property
     def num_coarser(self) -> int:
@@ -246,6 +236,7 @@ MASK_R50_FPN = RcnnSize(
     norm="frozen",
     short_px=800,  # Mask R-CNN, sec. 3.1
     long_px=1333,
+    size_divisor=32,
     strides=(4, 8, 16, 32),
     fpn_channels=256,
     anchors={4: (32,), 8: (64,), 16: (128,), 32: (256,), 64: (512,)},  # FPN, sec. 4.1

@@ -29,12 +29,12 @@ from maskwright.layers.grids import RoundedAnchors
 from maskwright.layers.initialization import init_normal
 from maskwright.layers.norms import BranchNorm, normed_conv
 from maskwright.layers.roi import RoiAlign, RoiOperator, Rois
-from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks, ResizeRule
+from maskwright.structures import ImageBatch, Instances, MaskProbs, Masks
 from maskwright.structures import boxes as box_functions
 from maskwright.systems.rcnn.keypoints import KeypointHead, points_of
 from maskwright.systems.rcnn.mask_rcnn import BoxBranch, BoxHead, FasterRCNN, MaskHead, RoiSampler
 from maskwright.systems.rcnn.rpn import Features, RegionProposalNetwork
-from maskwright.systems.size import Amount, Count, Share, Size, Whole, size_class
+from maskwright.systems.size import Amount, Count, Share, TorchvisionInputSize, Whole, size_class
 from maskwright.systems.system import Loss
 
 BETA = 1 / 9
@@ -218,19 +218,27 @@ class NormedMaskHead(MaskHead):
 
 ANCHORS = {4: (32,), 8: (64,), 16: (128,), 32: (256,), 64: (512,)}
 STRIDES = (4, 8, 16, 32)
+
+
+def everywhere(anchors: Tensor, size: tuple[int, int]) -> Tensor:
+    """All anchors of an image, those in its padding too."""
+    return torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+
+
 RPN: dict[str, Any] = {
     "anchors": RoundedAnchors(ANCHORS),
     "matcher": IouMatcher(positive=0.7, negative=0.3, rescue_above=-1.0),
     "sampler": SampledMeanSampler(256, positive_fraction=0.5),
     "box_beta": BETA,
     "min_side_px": 1e-3,
+    "answered": everywhere,
 }
 BOXES: dict[str, Any] = {"hidden": 1024, "box_beta": BETA, "min_side_px": 1e-2}
 MASKS: dict[str, Any] = {"targets": soft_mask_targets, "lay": whole_pixel_windows}
 
 
 @size_class
-class TorchvisionSize(Size):
+class TorchvisionSize(TorchvisionInputSize):
     """Of both versions."""
 
     has_mask_head: bool
@@ -311,7 +319,7 @@ def legacy_pool(side: int) -> RoiAlign:
 def _numbers(size: TorchvisionSize, num_classes: int) -> dict[str, Any]:
     """What both versions have beside their parts."""
     return {
-        "input": InputSpec(resize=ResizeRule(size.short_px, size.long_px, rounding="floor", antialias=False)),
+        "input": size.input(),
         "roi_sampler": RoiSampler(num_classes=num_classes, per_image=size.per_image),
         "num_proposals": (size.num_training_proposals, size.num_proposals),
         "num_candidates": size.rpn_candidates,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from maskwright.layers.backbones import ORIGINS
+from maskwright.layers.backbones import ORIGINS, pixels_of
 from maskwright.layers.losses import logits_of_energy, lovasz_hinge
 from maskwright.recipes import find_recipe
-from maskwright.structures import ImageBatch, Instances, Masks, ResizeRule
+from maskwright.structures import ImageBatch, InputSpec, Instances, Masks, ResizeRule
 from maskwright.systems import SYSTEMS
 from maskwright.systems.one_stage.early import AveragedPositives, BoxMargin, around_box, grown_by_a_cell
 from maskwright.systems.one_stage.embedmask import (
@@ -362,15 +362,23 @@ def test_frozen_norms_of_the_authors_add_nothing_to_the_variance():
     norm.weight.fill_(1.0)
     norm.running_var.fill_(1e-4)
     assert norm.factors()[0].tolist() == pytest.approx([100.0] * 64, rel=1e-4)
-    assert ORIGINS["timm"].norm_eps == ORIGINS["detectron2"].norm_eps == 1e-5
-    block = network.layer2[0]
-    assert (block.conv1.geometry["stride"], block.conv2.geometry["stride"]) == ((2, 2), (1, 1))
-    usual = ORIGINS["timm"].backbone("resnet50", strides=(8, 16, 32), norm="frozen").network.layer2[0]
-    assert (usual.conv1.geometry["stride"], usual.conv2.geometry["stride"]) == ((1, 1), (2, 2))
+    for origin in ("timm", "detectron2"):
+        usual = ORIGINS[origin].backbone("resnet50", strides=(8, 16, 32), norm="frozen").network
+        assert usual.bn1.eps == 1e-5
+    assert strides_of(network.layer2[0]) == [(2, 2), (1, 1)]
+    assert strides_of(ORIGINS["timm"].backbone("resnet50", strides=(8, 16, 32), norm="frozen").network.layer2[0]) == [
+        (1, 1),
+        (2, 2),
+    ]
+
+
+def strides_of(block):
+    """Of a bottleneck's first two convolutions."""
+    return [conv.folded().stride for conv in (block.conv1, block.conv2)]
 
 
 def test_a_picture_of_the_mean_is_zero():
-    spec = ORIGINS["caffe"].input(ResizeRule(None, None))
+    spec = InputSpec(ResizeRule(None, None), **pixels_of("resnet50", "caffe"))
     rgb = torch.tensor([122.7717, 115.9465, 102.9801])
     image = rgb.round().to(torch.uint8).expand(4, 5, 3)
     off = (rgb.round() - rgb).flip(0)  # what rounding to 8 bits leaves, in the network's order: blue first

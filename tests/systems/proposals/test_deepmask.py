@@ -197,9 +197,9 @@ def test_the_published_scales_fit_the_size_of_windows():
 
 def test_symmetric_padding_repeats_the_edge_and_is_constant_to_the_gradient():
     x = torch.tensor([[1.0, 2, 3, 4]]).expand(4, 4).clone().requires_grad_()
-    padded = symmetric_pad(x, 2)
+    padded = symmetric_pad(x, 2, 2)
     assert padded[2].tolist() == [2, 1, 1, 2, 3, 4, 4, 3]
-    assert torch.equal(symmetric_pad(x[None, None], 1), F.pad(x[None, None], (1, 1, 1, 1), mode="replicate"))
+    assert torch.equal(symmetric_pad(x[None, None], 1, 1), F.pad(x[None, None], (1, 1, 1, 1), mode="replicate"))
     padded.sum().backward()
     assert torch.equal(x.grad, torch.ones(4, 4))
 
