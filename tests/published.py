@@ -1,11 +1,14 @@
-"""Files as torchvision publishes them, made on the spot, in the folder where it keeps what it has downloaded."""
+"""Files as torchvision and timm publish them, made on the spot, in the folders where both keep what they have downloaded."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from maskwright.weights.published import PUBLISHED
 
@@ -29,3 +32,15 @@ def torch_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where torch.hub keeps weights from now on."""
     monkeypatch.setenv("TORCH_HOME", str(folder))
     return folder / "hub" / "checkpoints"
+
+
+def keep_for_timm(folder: Path, name: str, state: Mapping[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put weights where timm keeps those of this name, and cut it off from the network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    kept, commit = folder / f"models--timm--{name}", "0" * 40
+    for part in ("refs", f"snapshots/{commit}"):
+        (kept / part).mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit)
+    save_file(dict(state), kept / "snapshots" / commit / "model.safetensors")
+    return kept / "snapshots" / commit / "model.safetensors"

@@ -18,6 +18,7 @@ from maskwright.recipes.recipe import complaints
 from maskwright.structures import InputSpec, KeypointSchema
 from maskwright.systems import SYSTEMS, Sized, System, Task, current_name, find_builder
 from maskwright.systems.proposals.propose_then_detect import ProposeThenDetect
+from maskwright.weights.backbone import is_word
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
@@ -261,12 +262,12 @@ def load_strictly(system: System, tensors: Mapping[str, Tensor], file: Path) -> 
 
 
 def find_backbone(source: str, card: ModelCard) -> str:
-    """Where the weights of a backbone lie, for a model that `card` describes: a file, that of a run, or "timm" as it is.
+    """Where the weights of a backbone lie, for a model that `card` describes: a file, that of a run, or a word as it is.
 
     Raises:
         ValueError: nothing there, or a run whose backbone was trained for other pixels or with other norms.
     """
-    if source == "timm":
+    if is_word(source):
         return source
     file = find_weights(Path(source))
     if file.suffix == ".safetensors" and "maskwright" in read_tensors(file)[1]:

@@ -18,6 +18,7 @@ from maskwright.systems import System, Task
 from maskwright.training.proposals import PROPOSAL
 from maskwright.training.scales import octaves_of_data
 from maskwright.weights import load_backbone, load_part
+from maskwright.weights.backbone import in_words, is_word, spell_out
 from maskwright.weights.published import PUBLISHED
 
 
@@ -51,22 +52,48 @@ def suited(recipe: Recipe, init: str | Path, console: Console) -> Recipe:
     return recipe.model_copy(update={"arguments": {**recipe.arguments, **wanted}})
 
 
-def starting_weights(system: System, recipe: Recipe, card: ModelCard, init: str | Path | None, console: Console) -> None:
-    """Weights to start from: those of another run, of ImageNet, or none where the norms can do without."""
-    backbones, others = _pretrained_parts(system)
+def starting_weights(system: System, recipe: Recipe, card: ModelCard, init: str | Path | None, console: Console) -> Recipe:
+    """Weights to start from: those of another run, of ImageNet, or none where the norms can do without.
+
+    Returns:
+        The recipe `with_tag`.
+    """
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    recipe = with_tag(recipe, system)
     if recipe.backbone_weights is not None:
         origin = card.arguments.get("weights_origin", ORIGIN)
-        if recipe.backbone_weights == "timm" and origin != "timm":
+        if is_word(recipe.backbone_weights) and origin != "timm":
             raise ValueError(f"timm's weights do not fit a ResNet of {origin}: leave arguments.weights_origin as it is")
         source = find_backbone(recipe.backbone_weights, card)
+        backbones, others = _pretrained_parts(system)
+        for name in _networks(system) if is_word(source) else ():
+            say(f"backbone: {in_words(source, name, system.input)}")
         for part in backbones:
             load_backbone(part.network, part.name, source)
         for other in others:
             load_part(other, str(other.pretrained), other.sources, source)
     if init is not None:
-        initialize(system, card, init, partial(console.print, highlight=False, soft_wrap=True))
+        initialize(system, card, init, say)
     else:
         check_start(system, recipe)
+    return recipe
+
+
+def with_tag(recipe: Recipe, system: System) -> Recipe:
+    """The recipe, which says of weights of timm which they are.
+
+    Raises:
+        ValueError: timm has none of that name for the system's networks.
+    """
+    if recipe.backbone_weights is None:
+        return recipe
+    return recipe.model_copy(update={"backbone_weights": spell_out(recipe.backbone_weights, _networks(system))})
+
+
+def _networks(system: System) -> list[str]:
+    """timm's names of the networks that may begin with weights of ImageNet, each once."""
+    backbones, others = _pretrained_parts(system)
+    return list(dict.fromkeys([*(part.name for part in backbones), *(str(part.pretrained) for part in others)]))
 
 
 def _pretrained_parts(system: System) -> tuple[list[Backbone], list[ImageNetPart]]:

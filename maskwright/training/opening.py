@@ -56,7 +56,7 @@ def open_run(
             f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"
         )
     if not resume:
-        starting_weights(system, recipe, card, init, console)
+        recipe = starting_weights(system, recipe, card, init, console)
     cast(nn.Module, system).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     system.train()
     given = proposals_of(recipe, system, train_set, val_set, precision=precision, processes=processes, console=console)

@@ -17,7 +17,7 @@ from maskwright.training import train
 from maskwright.training.network import suited
 from maskwright.weights.published import PUBLISHED
 from tests.conftest import tiny_recipe
-from tests.published import publish, torch_hub
+from tests.published import keep_for_timm, publish, torch_hub
 
 
 def test_init_takes_another_number_of_classes(tiny_run, coco_folder, tmp_path, console):
@@ -104,3 +104,23 @@ def test_arguments_given_stay_where_published_weights_want_others(console):
     second = suited(find_recipe(f"{name}-v2"), "coco", console)
     assert second.arguments == PUBLISHED[f"{name}-v2"].arguments == {"branch_norm": "frozen"}
     assert suited(find_recipe("fcos-r50-torchvision"), "coco", console).arguments == {}
+
+
+def test_a_run_records_which_of_timms_weights_it_began_with(coco_folder, tmp_path, monkeypatch, console):
+    torch.manual_seed(1)
+    states = {tag: timm.create_model("resnet18").state_dict() for tag in ("tv_in1k", "a1_in1k")}
+    for tag, state in states.items():
+        keep_for_timm(tmp_path / "hub", f"resnet18.{tag}", state, monkeypatch)
+    for source, tag in (("timm", "tv_in1k"), ("timm:a1_in1k", "a1_in1k")):
+        recipe = tiny_recipe(coco_folder, f"backbone_weights={source}", "arguments.norm=frozen", "frozen=[backbone.]")
+        train(recipe, tmp_path / tag, device="cpu", console=console)
+        assert f"backbone: resnet18.{tag} of timm\n" in console.file.getvalue()
+        assert read_recipe(tmp_path / tag / "recipe.yaml").backbone_weights == f"timm:{tag}"
+        ours = load_file(tmp_path / tag / "last" / "weights.safetensors")
+        assert torch.equal(ours["backbone.network.conv1.weight"], states[tag]["conv1.weight"])
+    with pytest.raises(ValueError, match=r"got backbone_weights=timm:tv_in1, expected weights timm has of resnet18: a1_in1k, "):
+        train(tiny_recipe(coco_folder, "backbone_weights=timm:tv_in1"), tmp_path / "no", device="cpu", console=console)
+    recipe = tiny_recipe(coco_folder, "backbone_weights=timm:tv_in1k", "arguments.weights_origin=caffe")
+    with pytest.raises(ValueError, match="timm's weights do not fit a ResNet of caffe: leave arguments"):
+        train(recipe, tmp_path / "no", device="cpu", console=console)
+    assert not (tmp_path / "no").exists()
