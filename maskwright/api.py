@@ -51,7 +51,7 @@ def train(
         data: a folder with train and val splits, or one annotation file.
         out: the run folder to make.
         epochs: in place of the recipe's, for every stage.
-        init: a run or weights file to start from.
+        init: a run or weights file to start from, or "coco" for the weights torchvision publishes of the system.
         changes: further recipe fields, like "optimizer.lr=0.01".
         device: "auto", "cpu", "cuda", …
         console: where progress is shown.
@@ -68,7 +68,7 @@ def train(
     if epochs is not None:
         recipe = recipe.with_changes([f"epochs={epochs}"])
     recipe = recipe.with_changes(changes).model_copy(update={"data": data_options(data, choices)})
-    metrics = train_recipe(recipe, Path(out), init=None if init is None else Path(init), device=device, console=console)
+    metrics = train_recipe(recipe, Path(out), init=init, device=device, console=console)
     _report_training(Path(out), recipe.system, device, console)
     return metrics
 

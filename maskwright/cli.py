@@ -66,7 +66,9 @@ def train(
     images: ImagesOption = None,
     val_fraction: Annotated[float | None, typer.Option(help="Share of a single file's images kept for validation.")] = None,
     classes: Annotated[str | None, typer.Option(help="Names of the classes to use, separated by commas.")] = None,
-    init: Annotated[Path | None, typer.Option(help="Run or weights file to start from.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Run or weights file to start from, or coco: torchvision's weights of the system.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A recipe field, like optimizer.lr=0.01.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to go on with; takes no other options.")] = None,
     skip_invalid: SkipOption = False,

@@ -84,6 +84,14 @@ def test_recipes_are_listed_with_what_to_expect():
         (["train", "mask-rcnn-small", "--data", "x", "--out", "y", "--set", "optimizer.lrr=1"], "did you mean lr"),
         (["train", "--resume", "/nowhere"], "/nowhere: there is no checkpoint to resume from"),
         (["train", "mask-rcnn-small", "--resume", "/nowhere"], "leave the other options away"),
+        (
+            ["train", "mask-rcnn-small", "--data", str(EXAMPLES), "--out", "y", "--init", "coco"],
+            "no weights on COCO are published that fit mask-rcnn-small",
+        ),
+        (
+            ["train", "mask-rcnn-small", "--data", str(EXAMPLES), "--out", "y", "--init", "./coco"],
+            "coco: there is no such run or weights file",
+        ),
         (["evaluate", "--data", "x"], "either RUN or --predictions"),
         (["evaluate", "/nowhere", "--data", "x"], "/nowhere: there is no such run"),
         (["evaluate", "/nowhere", "--data", "x", "--max-detections", "many"], "expected positive numbers"),

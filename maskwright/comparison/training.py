@@ -10,7 +10,7 @@ from maskwright.formats.files import read_json, write_json
 from maskwright.recipes import Recipe, read_recipe
 from maskwright.runs.device import return_freed_memory
 from maskwright.training import train
-from maskwright.training.network import check_start, new_system
+from maskwright.training.network import check_start, new_system, with_tag
 from maskwright.training.optimization import set_trainable
 from maskwright.training.proposals import check_proposals
 from maskwright.training.run import RECIPE, SPLIT
@@ -30,7 +30,7 @@ def train_all(
 
     What was trained is taken as it is after its last step: nothing is chosen on the images it is scored on.
     """
-    _check_plan(plan, dataset)
+    plan = {name: _checked(name, recipe, dataset) for name, recipe in plan.items()}
     runs = [
         (name, seed, recipe.with_changes([f"seed={seed}"]), folders[name][seed])
         for seed in range(max(map(len, folders.values()), default=0))
@@ -47,17 +47,17 @@ def train_all(
         train_run(recipe, folder, device=device, console=console)
 
 
-def _check_plan(plan: Mapping[str, Recipe], dataset: Dataset) -> None:
-    """Build what is to be trained, all of it before the first."""
-    for name, recipe in plan.items():
-        try:
-            system, _ = new_system(recipe, dataset, Console(quiet=True))
-            check_start(system, recipe)
-            check_proposals(recipe, system)
-            for stage in recipe.stages:
-                set_trainable(system, stage)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+def _checked(name: str, recipe: Recipe, dataset: Dataset) -> Recipe:
+    """Build what is to be trained, before the first is; the recipe as the run will record it."""
+    try:
+        system, _ = new_system(recipe, dataset, Console(quiet=True))
+        check_start(system, recipe)
+        check_proposals(recipe, system)
+        for stage in recipe.stages:
+            set_trainable(system, stage)
+        return with_tag(recipe, system)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def check_run(recipe: Recipe, folder: Path, images: Mapping[str, Sequence[int]]) -> None:

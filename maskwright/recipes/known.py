@@ -26,11 +26,14 @@ class Training:
     train_on: Literal["all", "objects", "keypoints"] = "all"
     evaluate_every: int = 1
 
-    def of(self, system: str, about: str, *, suffix: str = "", **arguments: Any) -> KnownRecipe:
+    def of(
+        self, system: str, about: str, *, suffix: str = "", backbone_weights: str | None = None, **arguments: Any
+    ) -> KnownRecipe:
         """The run of a system.
 
         Args:
             suffix: of the run's name, where it is not the usual one of the system.
+            backbone_weights: where it is made for certain ones; by default whoever trains chooses them.
             arguments: for the system's builder.
         """
         recipe = Recipe(
@@ -40,6 +43,7 @@ class Training:
             workers=4,
             train_on=self.train_on,
             evaluate_every=self.evaluate_every,
+            backbone_weights=backbone_weights,
             arguments=arguments,
         )
         return KnownRecipe(f"{system}{suffix}", about, recipe)

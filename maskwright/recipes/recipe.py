@@ -142,7 +142,8 @@ class Recipe(_Options):
     stages: tuple[Stage, ...] = Field(min_length=1)
     data: DataOptions | None = Field(default=None, description="filled in when the run starts")
     backbone_weights: str | None = Field(
-        default=None, description="a file, a run's too, or 'timm' to download timm's ImageNet weights"
+        default=None,
+        description="a file, a run's too, or 'timm' to download ImageNet weights from there; a run records which, 'timm:TAG'",
     )
     proposals: str | None = Field(default=None, description="for detectors on them: a run, or a folder of train.json, val.json")
     train_on: Literal["all", "objects", "keypoints"] = Field(

@@ -2,8 +2,7 @@
 
 import inspect
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from maskwright.recipes.recipe import complaints
 from maskwright.structures import InputSpec, KeypointSchema
 from maskwright.systems import SYSTEMS, Sized, System, Task, current_name, find_builder
 from maskwright.systems.proposals.propose_then_detect import ProposeThenDetect
-from maskwright.systems.rcnn.keypoints import KEYPOINT_LAYER
+from maskwright.weights.backbone import is_word
 
 FORMAT = 2
 KNOWN_FORMATS = (1, FORMAT)  # 1, until version 0.1: small systems had their images padded
@@ -270,91 +269,26 @@ def load_strictly(system: System, tensors: Mapping[str, Tensor], file: Path) -> 
     system.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
 
 
-def initialize(system: System, card: ModelCard, path: Path, say: Callable[[str], object]) -> None:
-    """Start from the weights of another model of the same network; rows of classes it knows by name come along.
-
-    It may lack whole parts, if all it has finds a place: DeepMask starts SharpMask, Faster R-CNN starts Mask R-CNN. What knows
-    keypoints starts afresh where those are others.
-
-    Args:
-        card: of `system`.
-        path: a run folder or weights file.
-        say: hears which rows and parts start afresh.
-
-    Raises:
-        ValueError: the weights belong to another network.
-    """
-    file = find_weights(path)
-    tensors, source_card = read_model(file)
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PROPOSER)}
-    _check_norms(card, source_card, file)
-    if source_card.system != card.system:
-        say(f"{file}: trained as {source_card.system}, whose parts without weights may differ from those of {card.system}")
-    categories, known = card.categories, source_card.categories
-    state = {name: tensor.clone() for name, tensor in system.state_dict().items()}
-    pairs = [(i, known.names.index(name)) for i, name in enumerate(categories.names) if name in known.names]
-    fresh = [name for name in categories.names if name not in known.names]
-    rows_per_class = system.class_rows()
-    missing = _missing_parts(state, tensors)
-    if known.keypoints is not None and categories.keypoints is not None and known.keypoints.names != categories.keypoints.names:
-        missing = (*missing, KEYPOINT_LAYER)
-    for name, tensor in state.items():
-        if name.startswith(missing):
-            continue
-        source = tensors.get(name)
-        rows = rows_per_class.get(name)
-        if source is None or (rows is None and source.shape != tensor.shape) or source.shape[1:] != tensor.shape[1:]:
-            got = "missing" if source is None else tuple(source.shape)
-            raise ValueError(
-                f"{file}: {name} is {got}, expected {tuple(tensor.shape)}: these weights belong to another network"
-            )
-        if rows is None:
-            tensor.copy_(source)
-        elif len(tensor) - rows * len(categories) != len(source) - rows * len(known):
-            raise ValueError(
-                f"{file}: {name} has a background, or has none, unlike here: these weights belong to another network"
-            )
-        else:
-            _copy_class_rows(tensor, source, rows, pairs, (len(categories), len(known)))
-    lost = [name for name in tensors if name not in state and name.endswith("running_var")]
-    if lost:
-        known_as = {key: value for key, value in source_card.arguments.items() if "norm" in key}
-        raise ValueError(
-            f"{file}: its norms are frozen ({lost[0]}), those of {card.system} are not: give the arguments it has, {known_as}, "
-            "with --set arguments.NAME=VALUE"
-        )
-    system.load_state_dict(state)
-    say(f"started from {file}: {len(pairs)} of {len(categories)} classes known by name")
-    if fresh:
-        say(f"rows that start afresh: {', '.join(fresh)}")
-    if missing:
-        say(f"parts that start afresh: {', '.join(part.removesuffix('.') for part in missing)}")
-
-
 def find_backbone(source: str, card: ModelCard) -> str:
-    """Where the weights of a backbone lie, for a model that `card` describes: a file, that of a run, or "timm" as it is.
+    """Where the weights of a backbone lie, for a model that `card` describes: a file, that of a run, or a word as it is.
 
     Raises:
         ValueError: nothing there, or a run whose backbone was trained for other pixels or with other norms.
     """
-    if source == "timm":
+    if is_word(source):
         return source
     file = find_weights(Path(source))
     if file.suffix == ".safetensors" and "maskwright" in read_tensors(file)[1]:
-        _check_norms(card, read_model(file)[1], file)
+        check_norms(card, read_model(file)[1], file)
     return str(file)
 
 
-def _missing_parts(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Parts of a network, as beginnings of names, of which another one has nothing; none if it has anything else."""
-    if any(name not in state for name in tensors):
-        return ()
-    parts = dict.fromkeys(re.match(r"(instance_heads\.)?[^.]+\.", name + ".")[0] for name in state)  # type: ignore[index]
-    return tuple(part for part in parts if not any(name.startswith(part) for name in tensors))
+def check_norms(card: ModelCard, source: ModelCard, file: Path) -> None:
+    """Make sure that weights mean the same here: those of frozen norms have an eps, those of a ResNet an origin.
 
-
-def _check_norms(card: ModelCard, source: ModelCard, file: Path) -> None:
-    """Weights of frozen norms mean something else with another eps, those of a ResNet with another origin."""
+    Raises:
+        ValueError: they would mean something else, with the argument to set where there is one.
+    """
     origin, other = (c.arguments.get("weights_origin", ORIGIN) for c in (card, source))
     if origin != other:
         remedy = f": add --set arguments.weights_origin={other}" if "weights_origin" in card.arguments else ""
@@ -364,11 +298,3 @@ def _check_norms(card: ModelCard, source: ModelCard, file: Path) -> None:
         set_it = f"add --set arguments.norm_eps={wanted:g}"
         remedy = set_it if "norm_eps" in card.arguments else f"train {source.system} instead"
         raise ValueError(f"{file}: its norms want eps {wanted:g}, {card.system} has {eps:g}: {remedy}")
-
-
-def _copy_class_rows(target: Tensor, source: Tensor, rows: int, pairs: list[tuple[int, int]], counts: tuple[int, int]) -> None:
-    """Copy the rows of classes, and what follows them (the background)."""
-    for new, old in pairs:
-        target[new * rows : (new + 1) * rows] = source[old * rows : (old + 1) * rows].to(target.dtype)
-    if len(target) > counts[0] * rows:
-        target[counts[0] * rows :] = source[counts[1] * rows :].to(target.dtype)

@@ -62,7 +62,7 @@ def import_weights(
         ValueError: a file that is not such a checkpoint, with what is missing, left over or of another shape.
     """
     file, out = Path(file), Path(out)
-    converted = _read(file, _check(system, out, arguments or {}))
+    converted = read_checkpoint(file, _check(system, out, arguments or {}))
     builder = converted.system
     names = _names(file, converted, classes)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -127,8 +127,12 @@ def _names(file: Path, converted: Converted, given: Sequence[str] | None) -> tup
     return names
 
 
-def _read(file: Path, builders: Sequence[str]) -> Converted:
-    """A checkpoint of what one of the builders builds, in our names."""
+def read_checkpoint(file: Path, builders: Sequence[str]) -> Converted:
+    """A checkpoint of what one of the builders builds, in our names.
+
+    Raises:
+        ValueError: damaged, or of something else.
+    """
     state = read_state_dict(file)
     sources: list[Source] = [torchvision, detectron2, embedmask, deepmask, mnc]
     for source in sources:

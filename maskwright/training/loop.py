@@ -33,7 +33,7 @@ def train(
     recipe: Recipe,
     out: Path,
     *,
-    init: Path | None = None,
+    init: str | Path | None = None,
     resume: bool = False,
     device: str = "auto",
     console: Console | None = None,
@@ -43,7 +43,7 @@ def train(
     Args:
         recipe: with its data filled in.
         out: the run folder; must be new, unless resuming.
-        init: a run or weights file of the same network to start from, whatever its classes.
+        init: a run or weights file of the same network to start from, whatever its classes; or "coco", see `find_published`.
         resume: go on from the last checkpoint of `out`.
         device: "auto", "cpu", "cuda", …
         console: where progress is shown; by default the terminal.

@@ -1,6 +1,7 @@
 """The network of a run, and the weights it starts from."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,10 +13,13 @@ from maskwright.layers.norms import has_frozen_norms
 from maskwright.recipes import Recipe
 from maskwright.runs import ModelCard, initialize
 from maskwright.runs.checkpoints import ORIGIN, all_arguments, build_system, find_backbone, learns_keypoints
+from maskwright.runs.starting import find_published
 from maskwright.systems import System, Task
 from maskwright.training.proposals import PROPOSAL
 from maskwright.training.scales import octaves_of_data
 from maskwright.weights import load_backbone, load_part
+from maskwright.weights.backbone import in_words, is_word, spell_out
+from maskwright.weights.published import PUBLISHED
 
 
 def new_system(recipe: Recipe, train_set: Dataset, console: Console) -> tuple[System, ModelCard]:
@@ -39,22 +43,57 @@ def new_system(recipe: Recipe, train_set: Dataset, console: Console) -> tuple[Sy
     return system, ModelCard(recipe.system, arguments, categories, system.input)
 
 
-def starting_weights(system: System, recipe: Recipe, card: ModelCard, init: Path | None, console: Console) -> None:
-    """Weights to start from: those of another run, of ImageNet, or none where the norms can do without."""
-    backbones, others = _pretrained_parts(system)
+def suited(recipe: Recipe, init: str | Path, console: Console) -> Recipe:
+    """The recipe with the arguments that published weights want, where it does not say otherwise."""
+    published = find_published(init, recipe.system)
+    wanted = {} if published is None else {k: v for k, v in published.arguments.items() if k not in recipe.arguments}
+    for name, value in wanted.items():
+        console.print(f"arguments.{name}={value}, as the weights on COCO want", highlight=False)
+    return recipe.model_copy(update={"arguments": {**recipe.arguments, **wanted}})
+
+
+def starting_weights(system: System, recipe: Recipe, card: ModelCard, init: str | Path | None, console: Console) -> Recipe:
+    """Weights to start from: those of another run, of ImageNet, or none where the norms can do without.
+
+    Returns:
+        The recipe `with_tag`.
+    """
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    recipe = with_tag(recipe, system)
     if recipe.backbone_weights is not None:
         origin = card.arguments.get("weights_origin", ORIGIN)
-        if recipe.backbone_weights == "timm" and origin != "timm":
+        if is_word(recipe.backbone_weights) and origin != "timm":
             raise ValueError(f"timm's weights do not fit a ResNet of {origin}: leave arguments.weights_origin as it is")
         source = find_backbone(recipe.backbone_weights, card)
+        backbones, others = _pretrained_parts(system)
+        for name in _networks(system) if is_word(source) else ():
+            say(f"backbone: {in_words(source, name, system.input)}")
         for part in backbones:
             load_backbone(part.network, part.name, source)
         for other in others:
             load_part(other, str(other.pretrained), other.sources, source)
     if init is not None:
-        initialize(system, card, init, lambda text: console.print(text, highlight=False))
+        initialize(system, card, init, say)
     else:
         check_start(system, recipe)
+    return recipe
+
+
+def with_tag(recipe: Recipe, system: System) -> Recipe:
+    """The recipe, which says of weights of timm which they are.
+
+    Raises:
+        ValueError: timm has none of that name for the system's networks.
+    """
+    if recipe.backbone_weights is None:
+        return recipe
+    return recipe.model_copy(update={"backbone_weights": spell_out(recipe.backbone_weights, _networks(system))})
+
+
+def _networks(system: System) -> list[str]:
+    """timm's names of the networks that may begin with weights of ImageNet, each once."""
+    backbones, others = _pretrained_parts(system)
+    return list(dict.fromkeys([*(part.name for part in backbones), *(str(part.pretrained) for part in others)]))
 
 
 def _pretrained_parts(system: System) -> tuple[list[Backbone], list[ImageNetPart]]:
@@ -70,15 +109,16 @@ def check_start(system: System, recipe: Recipe) -> None:
         ValueError: there are frozen parts, and nothing pretrained for them.
     """
     backbones, others = _pretrained_parts(system)
+    start = "--init RUN|FILE|coco" if recipe.system in PUBLISHED else "--init RUN|FILE"
     inside = {module for part in (*backbones, *others) for module in part.modules()}
     if has_frozen_norms(module for module in system.modules() if module not in inside):
         raise ValueError(
             f"{recipe.system} has frozen norms outside the backbone, which only make sense with pretrained weights: "
-            "add --init RUN|FILE, or train them with --set arguments.branch_norm=group"
+            f"add {start}, or train them with --set arguments.branch_norm=group"
         )
     if recipe.backbone_weights is None and (has_frozen_norms(system.modules()) or _never_learns(system, recipe)):
         raise ValueError(
-            f"{recipe.system} has frozen norms or parts, which only make sense with pretrained weights: add --init RUN|FILE, "
+            f"{recipe.system} has frozen norms or parts, which only make sense with pretrained weights: add {start}, "
             "--set backbone_weights=FILE (or =timm to download them), or train norms from scratch with "
             "--set arguments.norm=group --set frozen=[]"
         )

@@ -16,7 +16,7 @@ from maskwright.recipes import Recipe
 from maskwright.runs import choose_precision
 from maskwright.runs.checkpoints import WEIGHTS, read_model
 from maskwright.training.distributed import Processes
-from maskwright.training.network import new_system, starting_weights
+from maskwright.training.network import new_system, starting_weights, suited
 from maskwright.training.optimization import moving_average, set_trainable
 from maskwright.training.proposals import proposals_of
 from maskwright.training.run import RECIPE, SPLIT, STATE, Run
@@ -27,7 +27,7 @@ from maskwright.training.step import learnt_terms
 def open_run(
     recipe: Recipe,
     out: Path,
-    init: Path | None,
+    init: str | Path | None,
     *,
     resume: bool,
     device: str,
@@ -44,6 +44,8 @@ def open_run(
             raise ValueError(f"a batch of {stage.batch_size} cannot be computed in {parts}: change batch_size")
     precision = choose_precision(recipe.precision, device)
     train_set, val_set = open_data(recipe)
+    if init is not None:
+        recipe = suited(recipe, init, console)
     system, card = new_system(recipe, train_set, console)
     for stage in recipe.stages:
         set_trainable(system, stage)  # complains of parts that do not exist
@@ -54,7 +56,7 @@ def open_run(
             f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"
         )
     if not resume:
-        starting_weights(system, recipe, card, init, console)
+        recipe = starting_weights(system, recipe, card, init, console)
     cast(nn.Module, system).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     system.train()
     given = proposals_of(recipe, system, train_set, val_set, precision=precision, processes=processes, console=console)

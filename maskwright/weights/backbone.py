@@ -1,13 +1,59 @@
-"""ImageNet weights for a timm backbone."""
+"""ImageNet weights for a timm backbone, from a file or by a word.
 
-from collections.abc import Mapping
+"timm" are weights that timm downloads, "timm:TAG" those of a name it has for them: of one network there are several, trained in
+different ways. Without a tag they are those of `CLASSIC`, where there are such, else those timm itself prefers; a run records
+the tag.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
 import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
+from maskwright.structures import InputSpec
 from maskwright.weights.files import read_state_dict
+
+CLASSIC = "tv_in1k"
+"""Of torchvision's first weights of a network, which published detectors began with, or with weights trained as those were.
+What timm itself prefers for a ResNet was trained far longer, by recipes that ask for another one of the detector, too."""
+
+
+def is_word(source: str) -> bool:
+    """Whether a source of weights is a word, whatever lies under its name here, and not a path."""
+    return source.partition(":")[0] in WORDS
+
+
+def spell_out(source: str, names: Iterable[str]) -> str:
+    """A source of weights with the tag it stands for, timm → timm:tv_in1k; paths stay as they are.
+
+    Args:
+        names: timm's of the networks.
+
+    Raises:
+        ValueError: timm has no such weights, or networks have no tag in common.
+    """
+    if not _is_of_timm(source):
+        return source
+    sources = {name: f"timm:{_tag(source, name)}" for name in names}
+    if len(set(sources.values())) > 1:
+        raise ValueError(f"got backbone_weights={source} for {', '.join(sources)}, expected a tag that all of them have")
+    return next(iter(sources.values()), source)
+
+
+def in_words(source: str, name: str, pixels: InputSpec) -> str:
+    """Which weights a word stands for, for people, and of which pixels, where these are others than the system's."""
+    if not _is_of_timm(source):
+        return source
+    config = _config(name, _tag(source, name))
+    has = tuple(pixels.mean), tuple(pixels.std)
+    others = (config.mean, config.std) != has
+    told = f", trained on pixels of mean {config.mean} and std {config.std}, not {has[0]} and {has[1]}" if others else ""
+    return f"{config.architecture}.{config.tag} of timm{told}"
 
 
 def load_backbone(network: nn.Module, name: str, source: str) -> None:
@@ -17,10 +63,10 @@ def load_backbone(network: nn.Module, name: str, source: str) -> None:
         network: what `timm.create_model(name, features_only=True)` built.
         name: timm's name of it.
         source: a .safetensors or .pth file with timm's (or torchvision's) keys, the weights file of a run that has such a
-            backbone, or "timm" to download timm's own weights.
+            backbone, or a word for weights to download: "timm", "timm:TAG".
 
     Raises:
-        ValueError: the file cannot be read, or is of another network.
+        ValueError: the weights cannot be read or downloaded, or are of another network.
     """
     state = _state(name, source)
     expected = network.state_dict()
@@ -63,11 +109,59 @@ def load_part(part: nn.Module, name: str, sources: Mapping[str, tuple[str, str]]
 
 
 def _state(name: str, source: str) -> dict[str, Tensor]:
-    if source == "timm":
-        return cast(dict[str, Tensor], timm.create_model(name, pretrained=True).state_dict())
+    if is_word(source):
+        return WORDS[source.partition(":")[0]](name, source)
     state = read_state_dict(Path(source))
     prefix = next((key.split(".network.")[0] for key in state if ".network." in key), None)
     if prefix is None:
         return state
     inside = f"{prefix}.network."  # a run's, where the backbone has a name; of several backbones the first
     return {key.removeprefix(inside): value for key, value in state.items() if key.startswith(inside)}
+
+
+def _of_timm(name: str, source: str) -> dict[str, Tensor]:
+    """From where timm keeps what it has downloaded, else from where it publishes it."""
+    config = _config(name, _tag(source, name))
+    full = f"{config.architecture}.{config.tag}"
+    try:
+        return cast(dict[str, Tensor], timm.create_model(full, pretrained=True).state_dict())
+    except (OSError, SafetensorError) as error:
+        from huggingface_hub.constants import HF_HUB_CACHE  # which timm brings along
+
+        here, there = Path(torch.hub.get_dir()) / "checkpoints", config.url
+        if config.hf_hub_id:
+            here = Path(HF_HUB_CACHE) / f"models--{config.hf_hub_id.replace('/', '--')}"
+            there = f"https://huggingface.co/{config.hf_hub_id}" + (f" (or as {config.url})" if config.url else "")
+        raise ValueError(
+            f"{full}: timm can neither read these weights in {here} nor download them from {there}: give a file of them, "
+            f"--set backbone_weights=FILE ({str(error).split('. ')[0]})"
+        ) from None
+
+
+def _tag(source: str, name: str) -> str:
+    """Of weights of a network: the one asked for, else one that the network's own name has, else the usual one.
+
+    Raises:
+        ValueError: timm has no such weights.
+    """
+    network, _, own = name.partition(".")
+    known = [full.partition(".")[2] for full in timm.list_pretrained(f"{network}.*")]
+    if not known:
+        raise ValueError(f"timm has no weights of {network}: give a file of them, --set backbone_weights=FILE")
+    tag = source.partition(":")[2] or own or (CLASSIC if CLASSIC in known else _config(network).tag)
+    if tag not in known:
+        raise ValueError(f"got backbone_weights=timm:{tag}, expected weights timm has of {network}: {', '.join(known)}")
+    return str(tag)
+
+
+def _config(name: str, tag: str = "") -> PretrainedCfg:
+    """Of weights that timm has of a network; without a tag, of those it prefers."""
+    return cast(PretrainedCfg, get_pretrained_cfg(f"{name.partition('.')[0]}.{tag}".rstrip(".")))
+
+
+def _is_of_timm(source: str) -> bool:
+    return source.partition(":")[0] == "timm"
+
+
+WORDS: dict[str, Callable[[str, str], dict[str, Tensor]]] = {"timm": _of_timm}
+"""Sources of weights that are no paths: the tensors of a network by timm's name of it, and the word with what follows it."""

@@ -9,13 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import (
-    FasterRCNN_ResNet50_FPN_Weights,
-    KeypointRCNN_ResNet50_FPN_Weights,
-    MaskRCNN_ResNet50_FPN_Weights,
-)
 
 from maskwright.weights.conversion import COCO_ROWS, Converted, numbered, person_keypoints, rename
+from maskwright.weights.published import PUBLISHED
 
 _KIND = r"\.(?P<kind>weight|bias)"
 _BODY = (r"backbone\.body\.(?P<rest>.+)", "backbone.network.{rest}")
@@ -70,10 +66,7 @@ _FCOS = [
 ]
 _FCOS_TABLES = {"level": {"0": "8", "1": "16", "2": "32"}, "extra": {"p6": "0", "p7": "1"}}
 
-OFFICIAL = {
-    w.COCO_V1.url.rsplit("-", 1)[1].split(".")[0]
-    for w in (FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights, KeypointRCNN_ResNet50_FPN_Weights)
-}
+OFFICIAL = {published.digest for published in PUBLISHED.values() if published.arguments.get("norm_eps") == 0}
 """Beginnings of the SHA-256 of the files torchvision publishes whose norms want eps 0 (those of FCOS want the usual 1e-5)."""
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
 
 import maskwright as mw
 from maskwright.comparison import kept, training
@@ -14,7 +15,8 @@ from maskwright.inference.scoring import detections
 from maskwright.recipes.recipe import read_recipe
 from maskwright.runs.checkpoints import read_tensors
 from maskwright.training import train
-from tests.conftest import make_coco
+from tests.conftest import make_coco, tiny_recipe
+from tests.published import keep_for_timm
 
 CHANGES = [
     "batch_size=2",
@@ -153,6 +155,17 @@ def test_another_recipe_in_the_same_folder_is_refused(compared):
     with pytest.raises(ValueError, match="was begun on other images"):
         training.check_run(recipe, folder, {"train": [1], "val": [2]})
     training.check_run(recipe, folder, json.loads((folder / "split.json").read_text()))
+
+
+def test_runs_that_began_with_timms_weights_are_gone_on_with(tmp_path, coco_folder, monkeypatch, console):
+    keep_for_timm(tmp_path / "hub", "resnet18.tv_in1k", timm.create_model("resnet18").state_dict(), monkeypatch)
+    recipe, folder = tiny_recipe(coco_folder, "backbone_weights=timm", "arguments.norm=frozen"), tmp_path / "run"
+    for _ in range(2):
+        training.train_all({"a": recipe}, {"a": [folder]}, open_split(coco_folder, "val"), "cpu", console)
+    assert console.file.getvalue().count("training: ") == 1
+    other = recipe.with_changes(["backbone_weights=timm:a1_in1k"])
+    with pytest.raises(ValueError, match="was begun with another recipe \\(backbone_weights differ\\)"):
+        training.train_all({"a": other}, {"a": [folder]}, open_split(coco_folder, "val"), "cpu", console)
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path, coco_folder):

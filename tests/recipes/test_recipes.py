@@ -174,6 +174,19 @@ def test_published_schedules(name, images, steps, batch, lr, drops):
     assert stage.schedule.warmup_steps <= steps // 10  # more would be cut
 
 
+@pytest.mark.parametrize("system", ["faster-rcnn-r50-fpn", "mask-rcnn-r50-fpn"])
+def test_weights_of_a_longer_recipe_have_one_of_their_own(system):
+    recipe = find_recipe(f"{system}-a1")
+    (stage,) = recipe.stages
+    assert recipe.backbone_weights == "timm:a1_in1k"
+    assert (stage.optimizer.kind, stage.lr, stage.batch_size) == ("adamw", 2e-4, 16)  # mmdetection, resnet_strikes_back
+    decays = stage.optimizer.weight_decay, stage.optimizer.bias_weight_decay, stage.optimizer.norm_weight_decay
+    assert decays == (0.05, 0.05, 0.0)
+    assert [drop * stage.epochs for drop in stage.schedule.drops] == [8, 11]
+    assert (stage.epochs, stage.schedule.warmup_steps, stage.augment) == (12, 500, AugmentOptions())
+    assert find_recipe(system).backbone_weights is None
+
+
 def test_cityscapes_pixels():
     recipe = find_recipe("mask-rcnn-r50-fpn-cityscapes")
     assert recipe.stages[0].augment.short_sides == tuple(range(800, 1025, 32))

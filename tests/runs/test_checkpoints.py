@@ -3,19 +3,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from maskwright.formats.dataset import Categories
-from maskwright.runs import ModelCard, choose_device, choose_precision, initialize, open_model, save_model
+from maskwright.runs import ModelCard, choose_device, choose_precision, open_model, save_model
 from maskwright.runs.checkpoints import WEIGHTS, build_system, find_weights, read_tensors
-from maskwright.systems import SYSTEMS
-
-
-def small(names, ids=None, seed=0):
-    torch.manual_seed(seed)
-    system = SYSTEMS["mask-rcnn-small"](num_classes=len(names))
-    categories = Categories(tuple(names), tuple(ids or range(1, len(names) + 1)))
-    return system, ModelCard("mask-rcnn-small", {"num_classes": len(names)}, categories, system.input)
+from tests.runs.models import small
 
 
 @pytest.fixture
@@ -110,59 +103,6 @@ def test_a_file_never_imports_code_or_a_later_format(saved):
     rewrite(path, lambda _, metadata: metadata["maskwright"].pop("format"))
     with pytest.raises(ValueError, match="not a model of maskwright"):
         open_model(path)
-
-
-def test_rows_of_known_classes_come_along_by_name(saved):
-    old = load_file(saved / "best" / WEIGHTS)
-    system, card = small(["bird", "dog", "cat"], seed=1)
-    fresh = {k: v.clone() for k, v in system.state_dict().items()}
-    heard = []
-    initialize(system, card, saved, heard.append)
-    new = system.state_dict()
-    weight = "box_head.classes.weight"
-    assert torch.equal(new[weight][0], fresh[weight][0])
-    assert torch.equal(new[weight][1:3], old[weight][[1, 0]])
-    assert torch.equal(new[weight][3], old[weight][2])  # background
-    deltas = "box_head.deltas.bias"
-    assert torch.equal(new[deltas][4:8], old[deltas][4:8])
-    assert torch.equal(new[deltas][8:12], old[deltas][0:4])
-    masks = "instance_heads.mask.predictor.weight"
-    assert torch.equal(new[masks][2], old[masks][0])
-    assert torch.equal(new["rpn.conv.weight"], old["rpn.conv.weight"])
-    assert heard == [f"started from {saved / 'best' / WEIGHTS}: 2 of 3 classes known by name", "rows that start afresh: bird"]
-
-
-def test_other_networks_are_refused_as_a_start(saved):
-    system = build_system("faster-rcnn-r50-fpn", {"num_classes": 2})
-    card = ModelCard("faster-rcnn-r50-fpn", {"num_classes": 2}, Categories(("cat", "dog"), (1, 2)), system.input)
-    with pytest.raises(ValueError, match="these weights belong to another network"):
-        initialize(system, card, saved, print)
-
-
-@pytest.mark.parametrize(
-    ("less", "more", "fresh"),
-    [
-        ("deepmask-small", "sharpmask-small", "refinement"),
-        ("faster-rcnn-small", "mask-rcnn-small", "instance_heads.mask"),
-        ("mask-rcnn-small", "mask-keypoint-rcnn-small", "instance_heads.keypoint"),
-    ],
-)
-def test_parts_that_another_network_lacks_start_afresh(less, more, fresh, tmp_path):
-    categories = Categories(("cat", "dog"), (1, 2))
-    torch.manual_seed(1)
-    known = build_system(less, {"num_classes": 2})
-    save_model(tmp_path / "best", ModelCard(less, {"num_classes": 2}, categories, known.input), known.state_dict())
-    system = build_system(more, {"num_classes": 2})
-    before = {name: tensor.clone() for name, tensor in system.state_dict().items()}
-    heard = []
-    initialize(system, ModelCard(more, {"num_classes": 2}, categories, system.input), tmp_path, heard.append)
-    assert heard[-1] == f"parts that start afresh: {fresh}"
-    wanted = {**before, **known.state_dict()}
-    assert wanted.keys() > known.state_dict().keys()
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in system.state_dict().items())
-    other = build_system("embedmask-small", {"num_classes": 2})
-    with pytest.raises(ValueError, match="these weights belong to another network"):  # what the file has would be lost
-        initialize(other, ModelCard("embedmask-small", {"num_classes": 2}, categories, other.input), tmp_path, print)
 
 
 def test_device_and_precision():

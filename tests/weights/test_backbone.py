@@ -8,8 +8,11 @@ import torchvision
 from safetensors.torch import save_file
 
 from maskwright.layers.backbones import VGG_HIDDEN, Backbone, LastStage
+from maskwright.structures import InputSpec, ResizeRule
 from maskwright.weights import load_backbone, load_part
+from maskwright.weights.backbone import in_words, is_word, spell_out
 from maskwright.weights.files import read_state_dict
+from tests.published import keep_for_timm
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +151,71 @@ def test_batch_norm_weights_do_not_slip_into_another_norm(tmp_path, state):
     other = Backbone("resnet50", strides=(4, 8, 16, 32), norm="group")
     with pytest.raises(ValueError, match="made for batch norm"):
         load_backbone(other.network, "resnet50", str(tmp_path / "a.safetensors"))
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("network", "tag"),
+    [  # of the paper sizes
+        ("resnet50", "tv_in1k"),
+        ("resnet101", "tv_in1k"),
+        ("resnext101_32x8d", "tv_in1k"),
+        ("resnext101_64x4d", "tv_in1k"),
+        ("vgg11", "tv_in1k"),
+        ("vgg16", "tv_in1k"),
+        ("efficientnet_b0", "ra_in1k"),  # torchvision's are not timm's
+        ("resnet50.a1_in1k", "a1_in1k"),
+    ],
+)
+def test_the_word_alone_stands_for_torchvisions_weights_or_timms_favorite(network, tag):
+    assert spell_out("timm", [network, network]) == f"timm:{tag}"
+    assert is_word("timm")
+
+
+def test_tags_are_taken_as_given_and_paths_as_they_are():
+    assert spell_out("timm:a1_in1k", ["resnet50"]) == "timm:a1_in1k"
+    assert is_word("timm:a1_in1k")
+    for path in ("runs/a", "timm.pth", "./timm"):
+        assert spell_out(path, ["resnet50"]) == path
+        assert not is_word(path)
+
+
+def test_weights_that_timm_does_not_have_are_named():
+    with pytest.raises(ValueError, match=r"got backbone_weights=timm:tv, expected weights timm has of vgg16: tv_in1k$"):
+        spell_out("timm:tv", ["vgg16"])
+    with pytest.raises(ValueError, match=r"timm has no weights of botnet50ts_256: give a file .* backbone_weights=FILE"):
+        spell_out("timm", ["botnet50ts_256"])
+    with pytest.raises(ValueError, match="for resnet18, efficientnet_b0, expected a tag that all of them have"):
+        spell_out("timm", ["resnet18", "efficientnet_b0"])
+
+
+def test_other_pixels_than_the_systems_are_said():
+    pixels = InputSpec(resize=ResizeRule(800, 1333))
+    assert in_words("timm:tv_in1k", "resnet34", pixels) == "resnet34.tv_in1k of timm"
+    said = in_words("timm:ra4_e3600_r224_in1k", "resnet34", pixels)
+    assert said.endswith("of mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5), not (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225)")
+
+
+def test_tags_choose_among_what_timm_keeps(tmp_path, state, monkeypatch):
+    other = timm.create_model("resnet50").state_dict()
+    keep_for_timm(tmp_path, "resnet50.tv_in1k", state, monkeypatch)
+    keep_for_timm(tmp_path, "resnet50.a1_in1k", other, monkeypatch)
+    for source, wanted in (("timm", state), ("timm:a1_in1k", other)):
+        ours = backbone()
+        load_backbone(ours.network, "resnet50", source)
+        assert all(torch.equal(v, wanted[k]) for k, v in ours.network.state_dict().items())
+        stage = LastStage("resnet50", norm="frozen")
+        load_part(stage, str(stage.pretrained), stage.sources, source)
+        assert torch.equal(stage.state_dict()["blocks.0.conv1.weight"], wanted["layer4.0.conv1.weight"])
+
+
+def test_without_a_network_timms_weights_and_their_place_are_named(tmp_path, state, monkeypatch):
+    file = keep_for_timm(tmp_path, "vgg16.tv_in1k", {}, monkeypatch)
+    places = rf"in {tmp_path}/models--timm--{{0}} nor download them from https://huggingface.co/timm/{{0}}"
+    with pytest.raises(ValueError, match=places.format("resnet50.tv_in1k") + r" \(or as https://.*FILE \(An error happened"):
+        load_backbone(backbone().network, "resnet50", "timm")
+    file.write_bytes(b"12")
+    with pytest.raises(ValueError, match=places.format("vgg16.tv_in1k") + ": give a file of them, --set backbone_weights=FILE"):
+        load_backbone(backbone().network, "vgg16", "timm")
