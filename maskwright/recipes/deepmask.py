@@ -14,7 +14,7 @@ Small sizes: from scratch, scales chosen by the sizes of the training objects.
     maskwright train sharpmask-small --data nuclei --out runs/sharpmask-nuclei
 """
 
-from maskwright.recipes.known import SMALL_OPTIMIZER, KnownRecipe, paper
+from maskwright.recipes.known import IMAGENET, SMALL_OPTIMIZER, KnownRecipe, paper
 from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, PatchOptions, Recipe, ScheduleOptions, Stage
 from maskwright.structures import PatchKind
 
@@ -72,6 +72,11 @@ def _small(system: str, about: str, *stages: Stage) -> KnownRecipe:
     return KnownRecipe(system, about, recipe)
 
 
+def _lite(system: str, about: str, *stages: Stage) -> KnownRecipe:
+    known = _small(system, about, *stages)
+    return known._replace(recipe=known.recipe.model_copy(update={"backbone_weights": IMAGENET}))
+
+
 RECIPES = (
     paper(
         "deepmask-r50",
@@ -92,6 +97,8 @@ RECIPES = (
         REFINEMENT_STAGE,
         evaluate_every=10,
     ),
+    _lite("deepmask-lite", "DeepMask, lite.", _SMALL),
+    _lite("sharpmask-lite", "SharpMask, lite, in two stages.", _first(_SMALL), _SMALL_REFINEMENT),
     _small("deepmask-small", "DeepMask, small.", _SMALL),
     _small("sharpmask-small", "SharpMask, small, in two stages.", _first(_SMALL), _SMALL_REFINEMENT),
 )

@@ -19,7 +19,7 @@ Cost and result of this recipe: not measured; of 400 steps of it, see benchmarks
 """
 
 from maskwright.recipes.fcos import SGD_1X
-from maskwright.recipes.known import paper, small
+from maskwright.recipes.known import lite, paper, small
 from maskwright.recipes.recipe import AugmentOptions
 
 _DROPS_3X = (210 / 270, 250 / 270)
@@ -59,6 +59,8 @@ RECIPES = (
         "EmbedMask (V4), R101, 3x: expect box AP 44.2, mask AP 39.5 (the author's repository).",
         _FUSED_3X,
     ),
+    lite("embedmask-lite", "EmbedMask (V3), lite."),
+    lite("embedmask-fused-lite", "EmbedMask (V4), lite."),
     small("embedmask-small", "EmbedMask (V3), small."),
     small("embedmask-arxiv-small", "EmbedMask (V1), small."),
     small("embedmask-fused-small", "EmbedMask (V4), small."),

@@ -15,7 +15,7 @@ Small sizes: as the other small systems.
     maskwright train fast-rcnn-small --data nuclei --set proposals=runs/sharpmask-nuclei --out runs/fast-nuclei
 """
 
-from maskwright.recipes.known import paper, small
+from maskwright.recipes.known import lite, paper, small
 from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, ScheduleOptions, Stage
 
 _FROZEN_VGG = tuple(f"features.network.features_{i}." for i in (0, 2, 5, 7))  # up to conv2_2 (Fast R-CNN, sec. 4.5)
@@ -65,6 +65,7 @@ RECIPES = (
         "MultiPathNet, VGG-16: expect box AP 27.9 with DeepMask's proposals (MultiPath, its ablation with all three parts).",
         _MULTIPATH,
     ),
+    lite("fast-rcnn-lite", "Fast R-CNN, lite."),
     small("fast-rcnn-small", "Fast R-CNN, small."),
     small("multipath-small", "MultiPathNet, small."),
 )

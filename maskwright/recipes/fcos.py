@@ -13,7 +13,7 @@ Small size: as the other small systems.
     maskwright train fcos-small --data nuclei --out runs/fcos-nuclei
 """
 
-from maskwright.recipes.known import paper, small
+from maskwright.recipes.known import lite, paper, small
 from maskwright.recipes.recipe import OptimizerOptions, ScheduleOptions, Stage
 
 SGD_1X = Stage(
@@ -50,5 +50,6 @@ RECIPES = (
     paper(
         "fcos-r50-torchvision", "FCOS, R50, with torchvision's parts and schedule: its own reaches box AP 39.2.", _TORCHVISION
     ),
+    lite("fcos-lite", "FCOS, lite."),
     small("fcos-small", "FCOS, small."),
 )

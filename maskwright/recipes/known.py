@@ -9,6 +9,9 @@ SMALL_OPTIMIZER = OptimizerOptions(
     kind="adamw", lr=5e-4, weight_decay=0.05, bias_weight_decay=0.0, norm_weight_decay=0.0, clip_norm=5.0
 )
 
+IMAGENET = "imagenet"
+"""Where the weights of lite systems' backbones come from: a package that is installed with ours."""
+
 
 class KnownRecipe(NamedTuple):
     """A recipe under its name, with what it is and what to expect of it in a line."""
@@ -57,6 +60,19 @@ def paper(system: str, about: str, *stages: Stage, evaluate_every: int = 1) -> K
 def small(system: str, about: str) -> KnownRecipe:
     """The run of a small system."""
     return KnownRecipe(system, about, small_recipe(system))
+
+
+def lite(system: str, about: str) -> KnownRecipe:
+    """The run of a lite system."""
+    return KnownRecipe(system, about, lite_recipe(system))
+
+
+def lite_recipe(system: str) -> Recipe:
+    """From ImageNet weights, for a hundred images, the same for all lite systems: that of the small ones, more slowly."""
+    recipe = small_recipe(system)
+    optimizer = SMALL_OPTIMIZER.model_copy(update={"lr": 3e-4})
+    stages = tuple(stage.model_copy(update={"optimizer": optimizer}) for stage in recipe.stages)
+    return recipe.model_copy(update={"stages": stages, "backbone_weights": IMAGENET})
 
 
 def small_recipe(system: str) -> Recipe:

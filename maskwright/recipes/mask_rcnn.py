@@ -35,7 +35,7 @@ Small sizes: from scratch, for data sets of hundreds of images.
 30 epochs of mask-rcnn-small on 531 images took 93 minutes of two cores.
 """
 
-from maskwright.recipes.known import Training, small
+from maskwright.recipes.known import Training, lite, small
 from maskwright.recipes.recipe import AugmentOptions, OptimizerOptions, ScheduleOptions, Stage
 
 _SGD_1X = Stage(
@@ -291,6 +291,10 @@ RECIPES = (
         "keypoint-rcnn-small",
         "Keypoint R-CNN, small: OKS AP 1.6 on 464 photos of people after two hours of one core (docs/mask-rcnn.md).",
     ),
+    lite("keypoint-rcnn-lite", "Keypoint R-CNN, lite."),
+    lite("mask-keypoint-rcnn-lite", "Masks and keypoints, lite."),
+    lite("faster-rcnn-lite", "Faster R-CNN, lite."),
+    lite("mask-rcnn-lite", "Mask R-CNN, lite."),
     small("mask-keypoint-rcnn-small", "Masks and keypoints, small: not run on photos."),
     small("faster-rcnn-small", "Faster R-CNN, small: box AP 26.1 on nuclei after 399 steps (docs/mask-rcnn.md)."),
     small("mask-rcnn-small", "Mask R-CNN, small: mask AP 50.7 on nuclei in an hour and a half of two cores (docs/results.md)."),

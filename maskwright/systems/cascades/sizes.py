@@ -21,7 +21,7 @@ from maskwright.systems.cascades.mnc import MATCH_INSIDE, MNC, CascadeRPN, Casca
 from maskwright.systems.cascades.stepwise import StepwiseMNC
 from maskwright.systems.cascades.voting import MaskVoting
 from maskwright.systems.rcnn.rpn import MATCH_RPN
-from maskwright.systems.size import Amount, Count, OriginSize, Share, Size, size_class
+from maskwright.systems.size import LITE_BACKBONE, Amount, Count, OriginSize, Share, Size, size_class
 
 
 @size_class
@@ -228,6 +228,12 @@ MNC_STEPWISE_SMALL = replace(
 MNC_UNSHARED_SMALL = replace(
     MNC_STEPWISE_SMALL, summary="The same with a backbone for each stage: 10.1 M parameters.", num_backbones=3
 )
+MNC_LITE = replace(
+    MNC_SMALL,
+    summary="MNC on EfficientNet-Lite0 with ImageNet weights, for a CPU and a hundred images.",
+    backbone=LITE_BACKBONE,
+    norm="frozen",
+)
 
 
 # FCIS
@@ -287,4 +293,10 @@ FCIS_SMALL = FcisSize(
     min_side_px=4,
     rpn_candidates=(2000, 2000),
     max_detections=300,
+)
+FCIS_LITE = replace(
+    FCIS_SMALL,
+    summary="FCIS on EfficientNet-Lite0 with ImageNet weights, for a CPU and a hundred images.",
+    backbone=LITE_BACKBONE,
+    norm="frozen",
 )

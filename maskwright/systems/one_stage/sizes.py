@@ -41,7 +41,7 @@ from maskwright.systems.one_stage.embedmask import (
 )
 from maskwright.systems.one_stage.fcos import FCOS, CenterAssigner, FCOSHead, LevelScales, Ranking
 from maskwright.systems.one_stage.fused import FusedBranch, MiddleAssigner, SemanticHead, UpsampledProbabilities
-from maskwright.systems.size import Amount, Count, OriginSize, Share, Strides, size_class
+from maskwright.systems.size import LITE_BACKBONE, Amount, Count, OriginSize, Share, Strides, size_class
 
 # FCOS
 
@@ -382,4 +382,28 @@ FUSED_SMALL = FusedSize(
     coordinates=5.0,
     branch_channels=64,
     max_detections=300,
+)
+
+# Lite sizes: the same on features of ImageNet
+
+FCOS_LITE = replace(
+    FCOS_SMALL,
+    summary="FCOS on EfficientNet-Lite0 with ImageNet weights, for a CPU and a hundred images.",
+    backbone=LITE_BACKBONE,
+    norm="frozen",
+    backbone_strides=(8, 16, 32),
+)
+EMBEDMASK_LITE = replace(
+    EMBEDMASK_SMALL,
+    summary="EmbedMask (V3) on EfficientNet-Lite0 with ImageNet weights, for a CPU and a hundred images.",
+    backbone=LITE_BACKBONE,
+    norm="frozen",
+    backbone_strides=(8, 16, 32),
+)
+FUSED_LITE = replace(
+    FUSED_SMALL,
+    summary="EmbedMask on AdelaiDet (V4) on EfficientNet-Lite0 with ImageNet weights, for a CPU and a hundred images.",
+    backbone=LITE_BACKBONE,
+    norm="frozen",
+    backbone_strides=(8, 16, 32),
 )

@@ -8,6 +8,7 @@ Legend: K classes · D size of a window's vector.
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from maskwright.systems.proposals.fast_rcnn import FastRCNN, ProposalBoxHead
 from maskwright.systems.proposals.multipath import OVERLAPS, MultiPathHead, MultiPathNet
 from maskwright.systems.proposals.sharpmask import Refinement, Schedule, SharpMask, Upsampling
 from maskwright.systems.rcnn.mask_rcnn import RoiSampler
-from maskwright.systems.size import Amount, Count, Share, Size, Strides, Whole, size_class
+from maskwright.systems.size import LITE_BACKBONE, Amount, Count, Share, Size, Strides, Whole, size_class
 
 # DeepMask and SharpMask
 
@@ -226,6 +227,18 @@ SHARPMASK_SMALL = SharpMaskSize(
     coarse_side=28,
     mask_side=56,
 )
+DEEPMASK_LITE = replace(
+    DEEPMASK_SMALL,
+    summary="DeepMask on EfficientNet-Lite0 with ImageNet weights, for a CPU and a hundred images.",
+    backbone=LITE_BACKBONE,
+    norm="frozen",
+)
+SHARPMASK_LITE = replace(
+    SHARPMASK_SMALL,
+    summary="SharpMask on EfficientNet-Lite0 with ImageNet weights, for a CPU and a hundred images.",
+    backbone=LITE_BACKBONE,
+    norm="frozen",
+)
 
 
 # Fast R-CNN and MultiPathNet
@@ -398,6 +411,13 @@ FAST_SMALL = PyramidSize(
     box_beta=0.0,
     nms_iou=0.5,
     max_detections=300,
+)
+FAST_LITE = replace(
+    FAST_SMALL,
+    summary="Fast R-CNN on EfficientNet-Lite0 with ImageNet weights, for a CPU and a hundred images.",
+    backbone=LITE_BACKBONE,
+    norm="frozen",
+    strides=(4, 8, 16, 32),
 )
 MULTIPATH_VGG16 = MultiPathSize(
     summary="MultiPathNet on VGG-16: 624.3 M parameters at 80 classes.",

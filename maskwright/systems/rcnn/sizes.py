@@ -31,7 +31,7 @@ from maskwright.systems.rcnn.rivals import (
     StagedMask,
 )
 from maskwright.systems.rcnn.rpn import RegionProposalNetwork
-from maskwright.systems.size import Amount, Count, OriginSize, Share, Strides, Whole, size_class
+from maskwright.systems.size import LITE_BACKBONE, Amount, Count, OriginSize, Share, Strides, Whole, size_class
 
 
 @size_class
@@ -435,4 +435,24 @@ RIVALS_C5_SMALL = replace(
     rpn_candidates=(2000, 1000),
     box_hidden=64,
     mask_hidden=96,
+)
+
+# Lite sizes: the same on features of ImageNet
+
+MASK_LITE = replace(
+    MASK_SMALL,
+    summary="Mask R-CNN on EfficientNet-Lite0 with ImageNet weights, for a CPU and a hundred images: 6.2 M parameters.",
+    backbone=LITE_BACKBONE,
+    norm="frozen",
+    strides=(4, 8, 16, 32),
+)
+FASTER_LITE = replace(MASK_LITE, summary="Faster R-CNN on EfficientNet-Lite0 with ImageNet weights.", mask=None)
+KEYPOINT_LITE = replace(
+    FASTER_LITE,
+    summary="Keypoint R-CNN on EfficientNet-Lite0 with ImageNet weights.",
+    num_keypoints=17,
+    max_detections=100,
+)
+MASK_KEYPOINT_LITE = replace(
+    KEYPOINT_LITE, summary="Masks and keypoints on EfficientNet-Lite0 with ImageNet weights.", mask="sigmoid"
 )
