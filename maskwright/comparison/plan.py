@@ -39,6 +39,11 @@ def recipes(
             continue
         recipe = find_recipe(entry.system).model_copy(update={"checkpoint_steps": CHECKPOINT_STEPS, "data": data})
         recipe = budget.applied(recipe, [*changes, *entry.changes])
+        if recipe.patience is not None:
+            raise ValueError(
+                f"{entry.name!r} would stop by the images that all are scored on: leave patience away, or train it before and "
+                "compare its run"
+            )
         if budget.minutes is not None:
             asked = {"minutes": budget.minutes, "system": entry.system, "changes": [*changes, *entry.changes]}
             known = kept.get(entry.name)

@@ -153,6 +153,9 @@ class Recipe(_Options):
     ema_decay: float = Field(ge=0, lt=1, description="averaging of the weights; 0 switches it off")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     evaluate_every: int = Field(default=1, gt=0, description="epochs")
+    patience: int | None = Field(
+        default=None, gt=0, description="evaluations without a better score after which a stage ends; None: it never does"
+    )
     checkpoint_steps: int | None = Field(default=None, gt=0, description="also save within an epoch")
     workers: int = Field(default=1, ge=0, description="processes that read images")
     seed: int = 0
@@ -166,6 +169,12 @@ class Recipe(_Options):
     def _classes_come_from_the_data(self) -> "Recipe":
         if "num_classes" in self.arguments:
             raise ValueError("num_classes comes from the data: choose classes with --classes")
+        return self
+
+    @model_validator(mode="after")
+    def _patience_needs_scores(self) -> "Recipe":
+        if self.patience is not None and not any(stage.is_scored for stage in self.stages):
+            raise ValueError("patience counts evaluations without a better score, but no stage is scored: leave it away")
         return self
 
     def with_changes(self, changes: Sequence[str]) -> "Recipe":

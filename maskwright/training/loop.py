@@ -71,7 +71,7 @@ def train(
         state = restore(run) if resume else None
         while run.stage < len(recipe.stages):
             metrics = _train_stage(run, recipe.stages[run.stage], state) or metrics
-            run.stage, run.step, state = run.stage + 1, 0, None
+            run.stage, run.step, run.scores, state = run.stage + 1, 0, [], None
             run.system.load_state_dict(run.scored.state_dict())  # a stage builds on what the one before would have kept
         where = f"the best model is in {out / 'best'}, the last in {out / 'last'}, the metrics in {out / METRICS}"
         console.print(where, highlight=False, soft_wrap=True)
@@ -104,7 +104,7 @@ def _train_stage(run: Run, stage: Stage, state: dict[str, Tensor] | None) -> Det
     metrics = None
     with shown(run.console, "train", total=total, done=run.step) as bar:
         tick = time.monotonic()
-        while run.step < total:
+        while run.step < total and not run.is_stalled:
             learner.set_rate(stage.lr * learning_rate_factor(stage.schedule, run.step, total))
             losses = take_step(run, learner)
             run.step += 1
@@ -116,7 +116,15 @@ def _train_stage(run: Run, stage: Stage, state: dict[str, Tensor] | None) -> Det
                     metrics = report_epoch(run, learner, epoch=run.step / per_epoch)
             elif within == 0 or (run.recipe.checkpoint_steps and run.step % run.recipe.checkpoint_steps == 0):
                 save_last(run, learner.optimizer)
+    if run.step < total:
+        run.console.print(_stalled_in_words(run, total), highlight=False)
     return metrics
+
+
+def _stalled_in_words(run: Run, total: int) -> str:
+    count, best = run.recipe.patience, percent(max(run.scores))
+    evaluations = f"{count} evaluation{'s' if count != 1 else ''}"
+    return f"stopped after step {run.step:,} of {total:,}, out of patience: {evaluations} without a score over {best}"
 
 
 def report_epoch(run: Run, learner: Learner, *, epoch: float) -> DetectionMetrics | None:
@@ -129,6 +137,7 @@ def report_epoch(run: Run, learner: Learner, *, epoch: float) -> DetectionMetric
     improved = decisive is not None and (run.best is None or score > run.best or score < 0)  # nothing to find: take the last
     if decisive is not None:
         run.best = score if run.best is None else max(run.best, score)
+        run.scores += [score] if score >= 0 else []
     line: dict[str, Any] = {
         "stage": run.stage,
         "epoch": round(epoch, 3),

@@ -10,11 +10,12 @@ from rich.console import Console
 from torch import nn
 
 from maskwright.data.loader import Share
-from maskwright.formats.dataset import Categories
+from maskwright.formats.dataset import Categories, Dataset
 from maskwright.formats.files import read_json, write_json
 from maskwright.recipes import Recipe
 from maskwright.runs import choose_precision
 from maskwright.runs.checkpoints import WEIGHTS, read_model
+from maskwright.systems import System
 from maskwright.training.distributed import Processes
 from maskwright.training.network import new_system, starting_weights
 from maskwright.training.optimization import moving_average, set_trainable
@@ -49,10 +50,7 @@ def open_run(
         set_trainable(system, stage)  # complains of parts that do not exist
         if stage.patches is not None:
             training_source(stage, system, train_set, recipe.seed, None)  # complains where there is nothing to cut out
-    if system.task.has_masks and not (train_set.has_masks and val_set.has_masks):
-        raise ValueError(
-            f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"
-        )
+    _check_annotations(recipe, system, train_set, val_set)
     if not resume:
         starting_weights(system, recipe, card, init, console)
     cast(nn.Module, system).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -97,6 +95,16 @@ def check_folder(out: Path, *, resume: bool) -> None:
         unfinished = {SPLIT, "last"} if not has_run else set()  # killed before its first checkpoint was whole
         if any(path.name not in unfinished and path.suffix != ".tmp" for path in out.iterdir()):
             raise ValueError(f"{out}: the folder is not empty: choose another --out, or go on with --resume")
+
+
+def _check_annotations(recipe: Recipe, system: System, train_set: Dataset, val_set: Dataset) -> None:
+    """Make sure that the data has what the system and the recipe need to know of it."""
+    if system.task.has_masks and not (train_set.has_masks and val_set.has_masks):
+        raise ValueError(
+            f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"
+        )
+    if recipe.patience is not None and val_set.num_instances == 0:
+        raise ValueError(f"{val_set.path}: has no objects, so that no score could end a stage: leave patience away")
 
 
 def _check_same_data(run: Run, split: dict[str, Any]) -> None:

@@ -19,6 +19,12 @@ def test_changes_of_an_entry_come_after_those_of_all(coco_folder, tmp_path):
         recipes(entries, DataOptions(path=str(coco_folder)), ["optimiser.lr=0.2"], Budget(), tmp_path, "cpu")
 
 
+def test_a_comparison_chooses_nothing_by_the_images_it_scores(coco_folder, tmp_path):
+    data = DataOptions(path=str(coco_folder))
+    with pytest.raises(ValueError, match="'mask-rcnn-small' would stop by the images that all are scored on: leave patience"):
+        recipes(parse_entries(["mask-rcnn-small"]), data, ["patience=2"], Budget(), tmp_path, "cpu")
+
+
 def test_minutes_become_steps_once(coco_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("maskwright.training.timing.seconds_per_epoch", lambda recipe, **_: [4.0])
     entries, data = parse_entries(["mask-rcnn-small"]), DataOptions(path=str(coco_folder))
