@@ -62,6 +62,7 @@ class AugmentOptions(_Options):
     crop_px: int | None = Field(default=None, gt=0, description="side of a random window, px, input frame")
     jitter: tuple[float, float] = Field(default=(1.0, 1.0), description="range of random scales, with crop_px")
     color: float = Field(default=0.0, ge=0, le=1, description="strength of brightness, contrast and saturation changes")
+    copy_paste: float = Field(default=0.0, ge=0, le=1, description="probability that objects of another image are pasted in")
 
     @model_validator(mode="after")
     def _one_scale(self) -> "AugmentOptions":
@@ -118,6 +119,8 @@ class Stage(_Options):
             raise ValueError(f"a batch of {self.batch_size} cannot be computed in {self.micro_batches} equal parts")
         if self.patches is not None and (self.augment.short_sides or self.augment.crop_px is not None):
             raise ValueError("patches have a scale of their own: leave augment.short_sides and augment.crop_px away")
+        if self.patches is not None and self.augment.copy_paste:
+            raise ValueError("patches show one object each, into which none is pasted: leave augment.copy_paste away")
         return self
 
 
@@ -169,6 +172,12 @@ class Recipe(_Options):
     def _classes_come_from_the_data(self) -> "Recipe":
         if "num_classes" in self.arguments:
             raise ValueError("num_classes comes from the data: choose classes with --classes")
+        return self
+
+    @model_validator(mode="after")
+    def _proposals_know_no_pasted_objects(self) -> "Recipe":
+        if self.proposals is not None and any(stage.augment.copy_paste for stage in self.stages):
+            raise ValueError("proposals were made on images without pasted objects: leave augment.copy_paste away")
         return self
 
     @model_validator(mode="after")

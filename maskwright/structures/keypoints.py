@@ -118,6 +118,14 @@ def crop(keypoints: Tensor, window: tuple[int, int, int, int]) -> Tensor:
     return torch.where(inside[..., None], moved, torch.zeros_like(moved))
 
 
+def hide(keypoints: Tensor, covered: Tensor) -> Tensor:
+    """Keypoints (N, J, 3) of which the visible ones on pixels that are covered, bool (H, W), become hidden."""
+    height, width = covered.shape
+    x, y, v = keypoints.unbind(-1)
+    column, row = x.floor().long().clamp(0, width - 1), y.floor().long().clamp(0, height - 1)
+    return torch.stack([x, y, torch.where(covered[row, column], v.clamp(max=1), v)], dim=-1)
+
+
 def similarity(found: Tensor, objects: Tensor, boxes: Tensor, areas: Tensor, schema: KeypointSchema) -> Tensor:
     """Object keypoint similarity of each pair, 0 to 1 (COCO keypoint evaluation): how near the labelled points are.
 

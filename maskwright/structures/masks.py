@@ -257,6 +257,19 @@ class Masks:
             answers.append(shared / max(1, int(a.sum()) + int(b.sum()) - shared))
         return torch.tensor(answers, dtype=torch.float32, device=self.device)
 
+    def union(self) -> Tensor:
+        """Pixels that any mask is on at, bool (H, W) on the CPU."""
+        dense = np.zeros(self.image_size, dtype=bool)
+        for crop, (x0, y0, x1, y1) in self.crops():
+            dense[y0:y1, x0:x1] |= crop
+        return torch.from_numpy(dense)
+
+    def without(self, pixels: Tensor) -> Masks:
+        """What is left of each mask, which keeps its row, where `pixels`, bool (H, W), are taken away."""
+        taken = pixels.cpu().numpy()
+        rows = ((crop & ~taken[y0:y1, x0:x1], (x0, y0, x1, y1)) for crop, (x0, y0, x1, y1) in self.crops())
+        return Masks.from_crops(rows, self.image_size)
+
     # Moving with the image
 
     def resize(self, size: tuple[int, int]) -> Masks:

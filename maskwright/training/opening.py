@@ -103,6 +103,10 @@ def _check_annotations(recipe: Recipe, system: System, train_set: Dataset, val_s
         raise ValueError(
             f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"
         )
+    if any(stage.augment.copy_paste for stage in recipe.stages) and not train_set.has_masks:
+        raise ValueError(
+            f"{train_set.path}: some annotations have no segmentation, which augment.copy_paste needs: leave it away"
+        )
     if recipe.patience is not None and val_set.num_instances == 0:
         raise ValueError(f"{val_set.path}: has no objects, so that no score could end a stage: leave patience away")
 

@@ -29,7 +29,13 @@ def training_source(stage: Stage, system: System, dataset: Dataset, seed: int, p
         return source
     transform = augmentation(stage.augment, system.input, dataset.categories.keypoints)
     return TrainingImages(
-        dataset, spec=system.input, transform=transform, batch_size=stage.batch_size, seed=seed, proposals=proposals
+        dataset,
+        spec=system.input,
+        transform=transform,
+        batch_size=stage.batch_size,
+        seed=seed,
+        proposals=proposals,
+        copy_paste=stage.augment.copy_paste,
     )
 
 

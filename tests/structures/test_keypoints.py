@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypoints_to_heatmap
 
 from maskwright.structures import COCO_PERSON, KeypointSchema
-from maskwright.structures.keypoints import from_heatmaps, similarity, to_cells
+from maskwright.structures.keypoints import from_heatmaps, hide, similarity, to_cells
 
 ROI = torch.tensor([[10.0, 20, 66, 132]])
 
@@ -57,6 +57,15 @@ def test_a_labelled_point_is_found_again():
     cells, _ = to_cells(points, ROI, side=56)
     maps = torch.nn.functional.one_hot(cells, 56**2).float().reshape(1, 2, 56, 56)
     assert (from_heatmaps(20 * maps, ROI)[..., :2] - points[..., :2]).abs().max() <= 2  # cells are 1×2 px
+
+
+def test_points_that_are_covered_are_hidden():
+    covered = torch.zeros(3, 4, dtype=torch.bool)
+    covered[1, 2], covered[2, 3] = True, True
+    points = [(2.0, 1.0, 2), (2.99, 1.99, 2), (3.0, 1.5, 2), (2.5, 1.5, 1), (4.0, 3.0, 2), (0.0, 0.0, 0)]
+    hidden = hide(torch.tensor([points]), covered)
+    assert hidden[0, :, 2].tolist() == [1, 1, 2, 1, 1, 0]
+    assert torch.equal(hidden[..., :2], torch.tensor([points])[..., :2])
 
 
 def test_similarity_by_hand():

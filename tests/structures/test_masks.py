@@ -103,6 +103,14 @@ def test_crop_flip_and_transpose_equal_slicing(stack, data):
     assert (dense(m.transpose()) == stack.transpose(0, 2, 1)).all()
 
 
+@given(stacks, st.data())
+def test_what_covers_masks_is_taken_from_them(stack, data):
+    m = Masks.from_dense(torch.from_numpy(stack))
+    assert (m.union().numpy() == stack.any(axis=0)).all()
+    covered = data.draw(hnp.arrays(np.bool_, stack.shape[1:]))
+    assert (dense(m.without(torch.from_numpy(covered))) == stack & ~covered).all()
+
+
 def test_no_masks_is_an_ordinary_case():
     m = Masks.empty((5, 6))
     assert len(m) == 0
@@ -111,7 +119,8 @@ def test_no_masks_is_an_ordinary_case():
     assert m.boxes().shape == (0, 4)
     assert len(m[torch.zeros(0, dtype=torch.int64)].resize((2, 2))) == 0
     assert m.coverage(torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), side=7, samples=2).shape == (0, 7, 7)
-    assert len(Masks.cat([m, m])) == 0
+    assert len(Masks.cat([m, m])) == len(m.without(torch.ones(5, 6, dtype=torch.bool))) == 0
+    assert not m.union().any()
 
 
 def test_coverage_on_the_example_of_the_spec():

@@ -246,8 +246,28 @@ def test_box_only_annotations_train_a_box_system(coco_folder, tmp_path, console)
         file.write_text(json.dumps(data))
     with pytest.raises(ValueError, match="some annotations have no segmentation"):
         train(tiny_recipe(coco_folder), tmp_path / "run", device="cpu", console=console)
-    metrics = train(tiny_recipe(coco_folder, system="faster-rcnn-small"), tmp_path / "run", device="cpu", console=console)
+    boxes = tiny_recipe(coco_folder, system="faster-rcnn-small")
+    with pytest.raises(
+        ValueError, match=r"train\.json: some annotations have no segmentation, which augment\.copy_paste needs"
+    ):
+        train(boxes.with_changes(["augment.copy_paste=0.5"]), tmp_path / "run", device="cpu", console=console)
+    assert not (tmp_path / "run").exists()
+    metrics = train(boxes, tmp_path / "run", device="cpu", console=console)
     assert metrics.kind == "bbox"
+
+
+@pytest.mark.parametrize("system", ["mask-rcnn-small", "faster-rcnn-small", "mask-keypoint-rcnn-small"])
+def test_images_with_pasted_objects_are_learnt_from(system, corners_folder, tmp_path, console, monkeypatch):
+    usual, seen = loop.take_step, []
+
+    def watched(run, learner):
+        seen.append(learner.source.copy_paste)
+        return usual(run, learner)
+
+    monkeypatch.setattr(loop, "take_step", watched)
+    recipe = tiny_recipe(corners_folder, "augment.copy_paste=0.9", "epochs=2", system=system)
+    train(recipe, tmp_path / "run", device="cpu", console=console)
+    assert seen == [0.9] * 4
 
 
 def test_the_rate_is_scaled_and_said(coco_folder, tmp_path, console):
