@@ -61,6 +61,10 @@ class AugmentOptions(_Options):
     short_sides: tuple[int, ...] = Field(default=(), description="short side drawn from these, px, input frame")
     crop_px: int | None = Field(default=None, gt=0, description="side of a random window, px, input frame")
     jitter: tuple[float, float] = Field(default=(1.0, 1.0), description="range of random scales, with crop_px")
+    jitter_axis: Literal["log", "linear"] = Field(
+        default="log",
+        description="axis the scales are even on; linear, from 0.1 to 2: large-scale jitter (Ghiasi et al., 2021)",
+    )
     color: float = Field(default=0.0, ge=0, le=1, description="strength of brightness, contrast and saturation changes")
     copy_paste: float = Field(default=0.0, ge=0, le=1, description="probability that objects of another image are pasted in")
 

@@ -256,8 +256,8 @@ def test_box_only_annotations_train_a_box_system(coco_folder, tmp_path, console)
     assert metrics.kind == "bbox"
 
 
-@pytest.mark.parametrize("system", ["mask-rcnn-small", "faster-rcnn-small", "mask-keypoint-rcnn-small"])
-def test_images_with_pasted_objects_are_learnt_from(system, corners_folder, tmp_path, console, monkeypatch):
+@pytest.mark.parametrize("system", ["embedmask-small", "faster-rcnn-small", "mask-keypoint-rcnn-small"])
+def test_pasted_objects_are_learnt_from_at_large_and_tiny_scales(system, corners_folder, tmp_path, console, monkeypatch):
     usual, seen = loop.take_step, []
 
     def watched(run, learner):
@@ -265,7 +265,8 @@ def test_images_with_pasted_objects_are_learnt_from(system, corners_folder, tmp_
         return usual(run, learner)
 
     monkeypatch.setattr(loop, "take_step", watched)
-    recipe = tiny_recipe(corners_folder, "augment.copy_paste=0.9", "epochs=2", system=system)
+    jitter = ["augment.jitter=[0.1, 2.0]", "augment.jitter_axis=linear"]
+    recipe = tiny_recipe(corners_folder, "augment.copy_paste=0.9", *jitter, "epochs=2", system=system)
     train(recipe, tmp_path / "run", device="cpu", console=console)
     assert seen == [0.9] * 4
 
