@@ -44,7 +44,7 @@ def open_run(
             parts = f"{stage.micro_batches} parts on each of {processes.count} processes"
             raise ValueError(f"a batch of {stage.batch_size} cannot be computed in {parts}: change batch_size")
     precision = choose_precision(recipe.precision, device)
-    train_set, val_set = open_data(recipe)
+    train_set, val_set = open_data(recipe, say=lambda text: console.print(text, highlight=False))
     system, card = new_system(recipe, train_set, console)
     for stage in recipe.stages:
         set_trainable(system, stage)  # complains of parts that do not exist

@@ -1,6 +1,6 @@
 """What a run learns from: its images, and the batches of a stage, whole images or patches of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from maskwright.data.loader import Batch, Share, TrainingImages, TrainingSource, evaluation_batches, training_batches
@@ -76,11 +76,14 @@ def _patches(
     )
 
 
-def open_data(recipe: Recipe, *, with_images: bool = True) -> tuple[Dataset, Dataset]:
+def open_data(
+    recipe: Recipe, *, with_images: bool = True, say: Callable[[str], object] = lambda text: None
+) -> tuple[Dataset, Dataset]:
     """The images a recipe learns from, and those it is validated on.
 
     Args:
         with_images: whether to look at the files of the images.
+        say: hears what becomes of images without objects.
 
     Raises:
         ValueError: data that cannot be read, that has nothing to learn from, or images that are not there.
@@ -102,6 +105,7 @@ def open_data(recipe: Recipe, *, with_images: bool = True) -> tuple[Dataset, Dat
         names = [", ".join(schema.names) if schema else "none" for schema in (found, known)]
         if names[0] != names[1]:
             raise ValueError(f"{val_set.path}: its keypoints ({names[0]}) are not those of {train_set.path} ({names[1]})")
+    say(_images_without_objects(train_set, recipe))
     train_set = train_set.subset(images_to_learn_from(train_set, recipe.train_on))
     if not has_keypoints:
         train_set, val_set = train_set.without_keypoints(), val_set.without_keypoints()
@@ -113,6 +117,23 @@ def open_data(recipe: Recipe, *, with_images: bool = True) -> tuple[Dataset, Dat
         for i in range(len(dataset)):
             dataset.check_image(i)
     return train_set, val_set
+
+
+def _images_without_objects(dataset: Dataset, recipe: Recipe) -> str:
+    """How many there are, and whether they teach."""
+    of_points = recipe.train_on == "keypoints"
+    count = int((dataset.num_objects(with_keypoints=of_points) == 0).sum())
+    words = f"training images without {'visible keypoints' if of_points else 'objects'}"
+    if not count:
+        return f"{words}: none of {len(dataset)}"
+    patches = [stage.patches for stage in recipe.stages]
+    if recipe.train_on != "all":
+        fate = f"left out (train_on: {recipe.train_on}); --set train_on=all learns from them"
+    elif all(options and (options.rule == "official" or "score" not in options.kinds) for options in patches):
+        fate = "not shown, as patches are cut from images with objects"
+    else:
+        fate = "learnt from, as background"
+    return f"{words}: {count} of {len(dataset)}, {fate}"
 
 
 def split_of(datasets: tuple[Dataset, Dataset]) -> dict[str, list[int]]:
