@@ -173,9 +173,13 @@ class Dataset:
 
     def without_keypoints(self) -> Dataset:
         """The same data set for those who have no use for keypoints."""
-        bare = copy(self)
-        bare.categories = replace(self.categories, keypoints=None)
-        return bare
+        return self.with_schema(None)
+
+    def with_schema(self, schema: KeypointSchema | None) -> Dataset:
+        """The same data set, whose keypoints are what `schema` says."""
+        changed = copy(self)
+        changed.categories = replace(self.categories, keypoints=schema)
+        return changed
 
     def subset(self, indices: Sequence[int]) -> Dataset:
         """The same data set with some of its images."""

@@ -155,6 +155,9 @@ class Recipe(_Options):
     train_on: Literal["all", "objects", "keypoints"] = Field(
         default="all", description="training images: all, those with objects, or those with visible keypoints"
     )
+    flip_pairs: tuple[tuple[str, str], ...] | None = Field(
+        default=None, description="keypoints that trade places in left-right flips; by default names that differ in the side"
+    )
     octaves_from_data: bool = Field(default=False, description="choose arguments.octaves by the sizes of training objects")
     intensity: Intensity = Intensity()
     ema_decay: float = Field(ge=0, lt=1, description="averaging of the weights; 0 switches it off")

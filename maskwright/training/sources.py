@@ -1,6 +1,6 @@
 """What a run learns from: its images, and the batches of a stage, whole images or patches of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from maskwright.data.loader import Batch, Share, TrainingImages, TrainingSource, evaluation_batches, training_batches
@@ -105,6 +105,10 @@ def open_data(
         names = [", ".join(schema.names) if schema else "none" for schema in (found, known)]
         if names[0] != names[1]:
             raise ValueError(f"{val_set.path}: its keypoints ({names[0]}) are not those of {train_set.path} ({names[1]})")
+    if recipe.flip_pairs is not None:
+        if not has_keypoints:
+            raise ValueError(f"flip_pairs are of keypoints, which {recipe.system} does not learn: leave them away")
+        train_set, val_set = (_with_flip_pairs(dataset, recipe.flip_pairs) for dataset in (train_set, val_set))
     say(_images_without_objects(train_set, recipe))
     train_set = train_set.subset(images_to_learn_from(train_set, recipe.train_on))
     if not has_keypoints:
@@ -117,6 +121,11 @@ def open_data(
         for i in range(len(dataset)):
             dataset.check_image(i)
     return train_set, val_set
+
+
+def _with_flip_pairs(dataset: Dataset, pairs: Sequence[tuple[str, str]]) -> Dataset:
+    assert dataset.categories.keypoints is not None
+    return dataset.with_schema(dataset.categories.keypoints.with_flip_pairs(pairs))
 
 
 def _images_without_objects(dataset: Dataset, recipe: Recipe) -> str:
