@@ -231,6 +231,26 @@ def test_objects_that_vanish_in_the_input_frame_are_dropped():
     assert instances.labels.tolist() == [1]
 
 
+def test_targets_look_at_masks_of_the_file():
+    """Whatever the scale, window and mirror they are shown in."""
+    transform = Compose([ScaleJitterCrop(ResizeRule(24, 24), 24, 0.3, 2.0), Flip(), Transpose()])
+    kept = 0
+    for seed in range(20):
+        moved = transform(sample(seed), torch.Generator().manual_seed(seed))
+        pixels, instances = prepare(moved, SPEC)
+        if not len(instances):
+            continue
+        assert instances.image_size == instances.masks.image_size == tuple(pixels.shape[1:])
+        assert instances.masks.bitmap_size == moved.instances.image_size == tuple(moved.image.shape[:2])
+        (height, width), (h, w) = moved.instances.image_size, instances.image_size
+        boxes = instances.boxes * torch.tensor([width / w, height / h, width / w, height / h])
+        assert torch.allclose(boxes, moved.instances.boxes)
+        expected = moved.instances.masks.coverage(boxes, torch.tensor([0]), side=14, samples=4)
+        assert torch.equal(instances.masks.coverage(instances.boxes, torch.tensor([0]), side=14, samples=4), expected)
+        kept += 1
+    assert kept > 10
+
+
 def test_epoch_shows_every_image_once_grouped_by_shape(tmp_path):
     make_coco(tmp_path, images=11, split="train", size=(50, 80))
     dataset = open_split(tmp_path, "train")
