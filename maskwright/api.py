@@ -28,6 +28,7 @@ from maskwright.training import train as train_recipe
 from maskwright.training.opening import check_folder
 from maskwright.training.run import RECIPE, SPLIT
 from maskwright.training.sources import open_data
+from maskwright.training.timing import Budget
 
 __all__ = ["Evaluation", "compare", "evaluate", "import_weights", "load", "predict", "report", "resume", "score", "train"]
 
@@ -38,6 +39,7 @@ def train(
     data: str | Path,
     out: str | Path,
     epochs: float | None = None,
+    minutes: float | None = None,
     init: str | Path | None = None,
     changes: Sequence[str] = (),
     device: str = "auto",
@@ -51,6 +53,8 @@ def train(
         data: a folder with train and val splits, or one annotation file.
         out: the run folder to make.
         epochs: in place of the recipe's, for every stage.
+        minutes: of training, in place of epochs, shared out among stages as their epochs would have been; the steps that fit
+            are measured once. Validation takes its time beside them.
         init: a run or weights file to start from, or "coco" for the weights torchvision publishes of the system.
         changes: further recipe fields, like "optimizer.lr=0.01".
         device: "auto", "cpu", "cuda", …
@@ -64,11 +68,9 @@ def train(
         ValueError: what the user can mend, with the remedy.
     """
     check_names(train, choices, DataChoices)
-    recipe = find_recipe(system)
-    if epochs is not None:
-        recipe = recipe.with_changes([f"epochs={epochs}"])
-    recipe = recipe.with_changes(changes).model_copy(update={"data": data_options(data, choices)})
-    metrics = train_recipe(recipe, Path(out), init=init, device=device, console=console)
+    recipe = Budget(epochs, minutes).applied(find_recipe(system), changes)
+    recipe = recipe.model_copy(update={"data": data_options(data, choices)})
+    metrics = train_recipe(recipe, Path(out), init=init, minutes=minutes, device=device, console=console)
     _report_training(Path(out), recipe.system, device, console)
     return metrics
 

@@ -63,6 +63,9 @@ def train(
     data: Annotated[Path | None, typer.Option(help="Folder with train and val splits, or one COCO annotation file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make.")] = None,
     epochs: Annotated[float | None, typer.Option(help="In place of the recipe's.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Of training, in place of epochs; steps are measured once, validation comes on top.")
+    ] = None,
     images: ImagesOption = None,
     val_fraction: Annotated[float | None, typer.Option(help="Share of a single file's images kept for validation.")] = None,
     classes: Annotated[str | None, typer.Option(help="Names of the classes to use, separated by commas.")] = None,
@@ -78,7 +81,7 @@ def train(
     from maskwright import api
 
     if resume is not None:
-        others = (system, data, out, epochs, images, val_fraction, classes, init, set_)
+        others = (system, data, out, epochs, minutes, images, val_fraction, classes, init, set_)
         if any(option is not None for option in others) or skip_invalid:
             raise ValueError("--resume RUN goes on with a run as it was: leave the other options away")
         api.resume(resume, device=device, console=console)
@@ -92,6 +95,7 @@ def train(
             data=data,
             out=out,
             epochs=epochs,
+            minutes=minutes,
             images=images,
             val_fraction=val_fraction,
             classes=None if classes is None else [name.strip() for name in classes.split(",")],

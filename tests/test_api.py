@@ -11,7 +11,10 @@ from maskwright.recipes.recipe import DataChoices
 
 NOWHERE = {"data": "nowhere", "out": "nowhere"}
 TAKEN = {
-    "train": (DataChoices, "system data out epochs images val_fraction classes skip_invalid init changes device console"),
+    "train": (
+        DataChoices,
+        "system data out epochs minutes images val_fraction classes skip_invalid init changes device console",
+    ),
     "evaluate": (
         ScoringChoices,
         "run data split images max_detections class_agnostic skip_invalid arguments report device console",

@@ -82,6 +82,10 @@ def test_recipes_are_listed_with_what_to_expect():
         (["train", "mask-rcnn-small"], "train needs SYSTEM, --data and --out"),
         (["train", "mask-rcnn-small", "--data", "/nowhere", "--out", "y"], "/nowhere: there is no such file or folder"),
         (["train", "mask-rcnn-small", "--data", "x", "--out", "y", "--set", "optimizer.lrr=1"], "did you mean lr"),
+        (["train", "mask-rcnn-small", "--data", "x", "--out", "y", "--epochs", "1", "--minutes", "1"], "give one of them"),
+        (["train", "mask-rcnn-small", "--data", "x", "--out", "y", "--set", "epochs=1", "--minutes", "1"], "give one of them"),
+        (["train", "mask-rcnn-small", "--data", "x", "--out", "y", "--minutes", "0"], "expected a positive number"),
+        (["train", "--resume", "/nowhere", "--minutes", "1"], "leave the other options away"),
         (["train", "--resume", "/nowhere"], "/nowhere: there is no checkpoint to resume from"),
         (["train", "mask-rcnn-small", "--resume", "/nowhere"], "leave the other options away"),
         (

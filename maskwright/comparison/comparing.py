@@ -10,7 +10,7 @@ from rich.console import Console
 from maskwright.comparison.answers import Answered, from_files, from_model, from_runs, ranked_by, say_unscored, with_costs
 from maskwright.comparison.costs import kept_costs
 from maskwright.comparison.entries import Entry, parse_entries
-from maskwright.comparison.plan import Budget, recipes
+from maskwright.comparison.plan import recipes
 from maskwright.comparison.publishing import assemble, publish
 from maskwright.comparison.request import Request
 from maskwright.comparison.training import train_all
@@ -29,6 +29,7 @@ from maskwright.recipes.recipe import DataChoices, check_names, data_options, pa
 from maskwright.reports.ranking import Comparison
 from maskwright.runs.checkpoints import learns_keypoints
 from maskwright.systems import Task
+from maskwright.training.timing import Budget
 
 RESULTS, REPORT = "results.json", "report.html"
 

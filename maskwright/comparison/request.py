@@ -10,10 +10,11 @@ import torch
 from rich.console import Console
 
 from maskwright.comparison.entries import Entry
-from maskwright.comparison.plan import PLAN, Budget
+from maskwright.comparison.plan import PLAN
 from maskwright.metrics.overlaps import Kind
 from maskwright.recipes import DataOptions, find_recipe
 from maskwright.systems import Task, find_builder
+from maskwright.training.timing import Budget
 
 RANKINGS: Mapping[str, tuple[Task, tuple[Kind, ...]]] = {
     "boxes": (Task.BOXES, ("bbox",)),

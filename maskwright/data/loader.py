@@ -9,6 +9,7 @@ import torch
 from torch.utils import data as torch_data
 from torch.utils.data import DataLoader, Sampler
 
+from maskwright.data.copy_paste import paste_objects
 from maskwright.data.proposals import Proposals
 from maskwright.data.sample import InputSample
 from maskwright.data.transforms import Transform, drop_unseen
@@ -73,6 +74,7 @@ class TrainingImages(torch_data.Dataset[Row | str]):
     Args:
         proposals: for detectors that consume them.
         with_masks: whether proposals bring their masks, which only predictions need.
+        copy_paste: probability that objects of another image are pasted into one.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class TrainingImages(torch_data.Dataset[Row | str]):
         seed: int,
         proposals: Proposals | None = None,
         with_masks: bool = False,
+        copy_paste: float = 0.0,
     ) -> None:
         self.dataset = dataset
+        self.copy_paste = copy_paste
         self.proposals = proposals
         self.with_masks = with_masks
         self.spec = spec
@@ -98,18 +102,31 @@ class TrainingImages(torch_data.Dataset[Row | str]):
         return len(self.dataset)
 
     def __getitem__(self, address: Address) -> Row | str:
+        key = key_of(self.seed, address.epoch, int(self.dataset.image_ids[address.index]))
+        generator = torch.Generator().manual_seed(key)
         try:  # a worker's exceptions reach the user wrapped in its traceback; a message does not
-            read = self.dataset.read(address.index, self.spec.intensity)
+            sample = self._sample(address.index, generator)
+            pixels, instances = prepare(sample, self.spec)
+            if self.copy_paste and float(torch.rand((), generator=generator)) < self.copy_paste:
+                other = prepare(self._sample(self._another(address.index, generator), generator), self.spec)
+                pixels, instances = paste_objects((pixels, instances), other, generator)
         except ValueError as error:
             return str(error)
+        size = sample.instances.image_size
+        return Row(sample.id, sample.name, size, sample.proposals, pixels, instances, key, address.weight)
+
+    def _sample(self, index: int, generator: torch.Generator) -> InputSample:
+        """An image as it is shown."""
+        read = self.dataset.read(index, self.spec.intensity)
         given = None
         if self.proposals is not None:
             given = self.proposals.of(read.id, read.instances.image_size, with_masks=self.with_masks)
-        key = key_of(self.seed, address.epoch, read.id)
-        sample = self.transform(InputSample.of(read, given), torch.Generator().manual_seed(key))
-        pixels, instances = prepare(sample, self.spec)
-        size = sample.instances.image_size
-        return Row(sample.id, sample.name, size, sample.proposals, pixels, instances, key, address.weight)
+        return self.transform(InputSample.of(read, given), generator)
+
+    def _another(self, index: int, generator: torch.Generator) -> int:
+        """Any image but this one, unless there is no other."""
+        count = len(self.dataset)
+        return (index + 1 + int(torch.randint(max(1, count - 1), (), generator=generator))) % count
 
     def collate(self, answers: Sequence[Row | str]) -> Batch | str:
         """Pad the rows of a batch; or the message of one that could not be read."""

@@ -8,7 +8,7 @@ once. Colors are left to torchvision.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torchvision.transforms import v2
@@ -60,23 +60,28 @@ class ShortSide:
 
 @dataclass(frozen=True)
 class ScaleJitterCrop:
-    """Scale at random around the input's own scale, then cut a window of at most `crop_px` (large-scale jitter).
+    """Scale at random around the input's own scale, then cut a window of at most `crop_px`.
+
+    With a rule of long side `crop_px` and factors from 0.1 to 2 on a linear axis it is large-scale jitter (Ghiasi et al.,
+    Simple Copy-Paste, CVPR 2021), but for padding, which is left to the batch: what lies beside a small image is not of it.
 
     Args:
         rule: the resize rule of the system's input, scale 1 of the jitter.
         crop_px: side of the window in the input frame; smaller images are taken whole.
-        low, high: factors the scale is drawn between, evenly on a logarithmic axis.
+        low, high: factors the scale is drawn between.
+        axis: that on which they are drawn evenly.
     """
 
     rule: ResizeRule
     crop_px: int
     low: float
     high: float
+    axis: Literal["log", "linear"] = "log"
 
     def __call__(self, sample: InputSample, generator: torch.Generator) -> InputSample:
         """Choose a scale and cut a window."""
         height, width = sample.instances.image_size
-        scale = self.rule.scale((height, width)) * math.exp(_uniform(generator, math.log(self.low), math.log(self.high)))
+        scale = self.rule.scale((height, width)) * self._factor(generator)
         side = max(1, round(self.crop_px / scale))
         h, w = min(side, height), min(side, width)
         top = int(torch.randint(height - h + 1, (), generator=generator))
@@ -84,6 +89,11 @@ class ScaleJitterCrop:
         cut = crop(sample, (left, top, left + w, top + h))
         input_size = (min(max(1, round(h * scale)), self.crop_px), min(max(1, round(w * scale)), self.crop_px))
         return replace(cut, input_size=input_size)
+
+    def _factor(self, generator: torch.Generator) -> float:
+        if self.axis == "linear":
+            return _uniform(generator, self.low, self.high)
+        return math.exp(_uniform(generator, math.log(self.low), math.log(self.high)))
 
 
 @dataclass(frozen=True)

@@ -168,14 +168,7 @@ def images_to_learn_from(dataset: Dataset, what: Literal["all", "objects", "keyp
     """
     if what == "all":
         return list(range(len(dataset)))
-    found = []
-    for i in range(len(dataset)):
-        columns = dataset.columns(i)
-        is_taught = ~columns.is_crowd
-        if what == "keypoints":
-            is_taught &= (columns.keypoints[:, :, 2] > 0).any(axis=1)
-        if is_taught.any():
-            found.append(i)
+    found: list[int] = np.flatnonzero(dataset.num_objects(with_keypoints=what == "keypoints")).tolist()
     if not found:
         raise ValueError(f"{dataset.path}: no training image has {what}: annotate some, or learn from all, --set train_on=all")
     return found

@@ -134,6 +134,19 @@ class Dataset:
         rows = np.arange(self._columns.image_starts[index], self._columns.image_starts[index + 1])
         return self._columns.take(rows, np.array([0, len(rows)]))
 
+    def num_objects(self, *, with_keypoints: bool = False) -> npt.NDArray[np.int64]:
+        """Of each image, crowds left out, (images,).
+
+        Args:
+            with_keypoints: count those alone that have a visible one.
+        """
+        columns = self._columns
+        counted = ~columns.is_crowd
+        if with_keypoints:
+            counted &= (columns.keypoints[:, :, 2] > 0).any(axis=1)
+        before = np.concatenate([[0], np.cumsum(counted)])[columns.image_starts]
+        return np.diff(before)
+
     def check_image(self, index: int) -> None:
         """Look at an image's header: whether it is one, and of the size its annotations were made for.
 
@@ -160,9 +173,13 @@ class Dataset:
 
     def without_keypoints(self) -> Dataset:
         """The same data set for those who have no use for keypoints."""
-        bare = copy(self)
-        bare.categories = replace(self.categories, keypoints=None)
-        return bare
+        return self.with_schema(None)
+
+    def with_schema(self, schema: KeypointSchema | None) -> Dataset:
+        """The same data set, whose keypoints are what `schema` says."""
+        changed = copy(self)
+        changed.categories = replace(self.categories, keypoints=schema)
+        return changed
 
     def subset(self, indices: Sequence[int]) -> Dataset:
         """The same data set with some of its images."""

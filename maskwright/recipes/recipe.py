@@ -61,7 +61,12 @@ class AugmentOptions(_Options):
     short_sides: tuple[int, ...] = Field(default=(), description="short side drawn from these, px, input frame")
     crop_px: int | None = Field(default=None, gt=0, description="side of a random window, px, input frame")
     jitter: tuple[float, float] = Field(default=(1.0, 1.0), description="range of random scales, with crop_px")
+    jitter_axis: Literal["log", "linear"] = Field(
+        default="log",
+        description="axis the scales are even on; linear, from 0.1 to 2: large-scale jitter (Ghiasi et al., 2021)",
+    )
     color: float = Field(default=0.0, ge=0, le=1, description="strength of brightness, contrast and saturation changes")
+    copy_paste: float = Field(default=0.0, ge=0, le=1, description="probability that objects of another image are pasted in")
 
     @model_validator(mode="after")
     def _one_scale(self) -> "AugmentOptions":
@@ -118,6 +123,8 @@ class Stage(_Options):
             raise ValueError(f"a batch of {self.batch_size} cannot be computed in {self.micro_batches} equal parts")
         if self.patches is not None and (self.augment.short_sides or self.augment.crop_px is not None):
             raise ValueError("patches have a scale of their own: leave augment.short_sides and augment.crop_px away")
+        if self.patches is not None and self.augment.copy_paste:
+            raise ValueError("patches show one object each, into which none is pasted: leave augment.copy_paste away")
         return self
 
 
@@ -149,11 +156,17 @@ class Recipe(_Options):
     train_on: Literal["all", "objects", "keypoints"] = Field(
         default="all", description="training images: all, those with objects, or those with visible keypoints"
     )
+    flip_pairs: tuple[tuple[str, str], ...] | None = Field(
+        default=None, description="keypoints that trade places in left-right flips; by default names that differ in the side"
+    )
     octaves_from_data: bool = Field(default=False, description="choose arguments.octaves by the sizes of training objects")
     intensity: Intensity = Intensity()
     ema_decay: float = Field(ge=0, lt=1, description="averaging of the weights; 0 switches it off")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     evaluate_every: int = Field(default=1, gt=0, description="epochs")
+    patience: int | None = Field(
+        default=None, gt=0, description="evaluations without a better score after which a stage ends; None: it never does"
+    )
     checkpoint_steps: int | None = Field(default=None, gt=0, description="also save within an epoch")
     workers: int = Field(default=1, ge=0, description="processes that read images")
     seed: int = 0
@@ -167,6 +180,18 @@ class Recipe(_Options):
     def _classes_come_from_the_data(self) -> "Recipe":
         if "num_classes" in self.arguments:
             raise ValueError("num_classes comes from the data: choose classes with --classes")
+        return self
+
+    @model_validator(mode="after")
+    def _proposals_know_no_pasted_objects(self) -> "Recipe":
+        if self.proposals is not None and any(stage.augment.copy_paste for stage in self.stages):
+            raise ValueError("proposals were made on images without pasted objects: leave augment.copy_paste away")
+        return self
+
+    @model_validator(mode="after")
+    def _patience_needs_scores(self) -> "Recipe":
+        if self.patience is not None and not any(stage.is_scored for stage in self.stages):
+            raise ValueError("patience counts evaluations without a better score, but no stage is scored: leave it away")
         return self
 
     def with_changes(self, changes: Sequence[str]) -> "Recipe":

@@ -1,8 +1,9 @@
 """Keypoints: (N, J, 3) float32 rows of x, y (px, pixel corners) and v: 0 not labelled, 1 labelled but hidden, 2 visible."""
 
+import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +13,16 @@ from torch import Tensor
 USUAL_SIGMA = 0.067
 """Mean of COCO's."""
 
-
-_ON_THE_LEFT = re.compile(r"left|(?<![a-z])l(?![a-z])")
-
-
-def _to_the_right(match: re.Match[str]) -> str:
-    return "right" if match[0] == "left" else "r"
+_OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
+_LETTER = r"[^\W\d_]"
+_SIDE = re.compile(
+    rf"(?i:left|right)"  # left_eye, Right Eye, lefteye
+    rf"|(?<!{_LETTER})[LRlr](?!{_LETTER})"  # L_eye, eye-l
+    rf"|(?<!{_LETTER})[LRlr](?=[A-Z]+[a-z])"  # LEye, lEye
+    rf"|(?<=[a-z])[LR](?![a-z])"  # eyeL
+)
+_FIRST_LETTER = re.compile(rf"^[lr](?={_LETTER})", re.IGNORECASE)  # lsho
+_VOWELS = "aeiouy"
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,35 @@ class KeypointSchema:
 
     @classmethod
     def from_names(cls, names: list[str], skeleton: list[tuple[int, int]]) -> "KeypointSchema":
-        """A schema whose flip pairs are the names that differ in left and right, or l and r; COCO's where the names are."""
+        """A schema whose flip pairs are the names that differ in left and right alone; COCO's where the names are.
+
+        Sides are words, letters of their own, or capitals (left eye, l_eye, LEye, eyeL). A first letter that is part of a word
+        (lsho, rsho) is one where it cannot begin a word, or where several pairs have it: lip and rip alone are none.
+        """
         if tuple(names) == COCO_PERSON.names:
             return COCO_PERSON
-        place = {name.lower(): i for i, name in enumerate(names)}
-        pairs = [
-            (i, place[other])
-            for name, i in place.items()
-            if (other := _ON_THE_LEFT.sub(_to_the_right, name)) != name and other in place
-        ]
+        pairs = _mirrored(names, _SIDE)
+        taken = {end for pair in pairs for end in pair}
+        further = [pair for pair in _mirrored(names, _FIRST_LETTER) if not taken & {*pair}]
+        if len(further) > 1 or any(names[left][1].lower() not in _VOWELS for left, _ in further):
+            pairs = sorted([*pairs, *further])
         return cls(names=tuple(names), flip_pairs=tuple(pairs), skeleton=tuple(skeleton))
+
+    def with_flip_pairs(self, pairs: Sequence[tuple[str, str]]) -> "KeypointSchema":
+        """The same keypoints, of which those that trade places are named.
+
+        Raises:
+            ValueError: a name that none of them has, or that has two partners.
+        """
+        named = [name for pair in pairs for name in pair]
+        for name in named:
+            if name not in self.names:
+                near = difflib.get_close_matches(name, self.names, n=2)
+                hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(self.names)}"
+                raise ValueError(f"flip_pairs name {name!r}, which is no keypoint: {hint}")
+            if named.count(name) > 1:
+                raise ValueError(f"flip_pairs name {name!r} twice: a keypoint trades places with one other")
+        return replace(self, flip_pairs=tuple((self.names.index(a), self.names.index(b)) for a, b in pairs))
 
     @property
     def flip_order(self) -> tuple[int, ...]:
@@ -77,6 +101,22 @@ class KeypointSchema:
         for a, b in self.flip_pairs:
             order[a], order[b] = b, a
         return tuple(order)
+
+
+def _mirrored(names: Sequence[str], side: re.Pattern[str]) -> list[tuple[int, int]]:
+    """Left and right of names that are each other's once every side in them is the other, letter case aside."""
+
+    def swapped(name: str) -> str:
+        return side.sub(lambda match: _OTHER_SIDE[match[0].lower()], name).casefold()
+
+    place = {name.casefold(): i for i, name in enumerate(names)}
+    pairs: list[tuple[int, int]] = []
+    for i, name in enumerate(names):
+        first, other = side.search(name), place.get(swapped(name), i)
+        is_left = first is not None and first[0].lower().startswith("l")
+        if is_left and place[name.casefold()] == i and swapped(names[other]) == name.casefold():
+            pairs.append((i, other))
+    return pairs
 
 
 COCO_PERSON: KeypointSchema = KeypointSchema(
@@ -116,6 +156,14 @@ def crop(keypoints: Tensor, window: tuple[int, int, int, int]) -> Tensor:
     x, y, v = moved.unbind(-1)
     inside = (v > 0) & (x >= 0) & (y >= 0) & (x <= x1 - x0) & (y <= y1 - y0)
     return torch.where(inside[..., None], moved, torch.zeros_like(moved))
+
+
+def hide(keypoints: Tensor, covered: Tensor) -> Tensor:
+    """Keypoints (N, J, 3) of which the visible ones on pixels that are covered, bool (H, W), become hidden."""
+    height, width = covered.shape
+    x, y, v = keypoints.unbind(-1)
+    column, row = x.floor().long().clamp(0, width - 1), y.floor().long().clamp(0, height - 1)
+    return torch.stack([x, y, torch.where(covered[row, column], v.clamp(max=1), v)], dim=-1)
 
 
 def similarity(found: Tensor, objects: Tensor, boxes: Tensor, areas: Tensor, schema: KeypointSchema) -> Tensor:

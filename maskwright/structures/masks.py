@@ -4,6 +4,9 @@ A mask is stored once, at the resolution of its image, and only where the object
 about a megabyte where (N, H, W) would take 3.6 gigabytes. All rows share one byte buffer, so that indexing,
 concatenating, moving to a device and passing between processes handle four tensors, whatever N is.
 
+Masks of an image that was resized keep the bitmaps they were made with: what is covered, and what lies at a point, is read
+from these, and the pixels of the resized image are only drawn for those who ask for them.
+
 Rows that come once the bitmaps fill `BITMAP_BUDGET_BYTES` are kept as run lengths; nothing else changes.
 
 Legend: N masks · T bytes in all · R RoIs · M side of a target grid · (h, w) a window's size · (H, W) the image's size.
@@ -19,11 +22,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from maskwright.structures import boxes as box_functions
 from maskwright.structures import polygons, rle
 from maskwright.structures.rle import Bitmap, Runs, Window
 
 BITMAP_BUDGET_BYTES = 256 * 2**20
 """Bitmaps of one image above this are kept as run lengths."""
+FINE_BYTES = 8 * 2**20
+"""Bitmaps of one image above this are not kept finer than the image they were resized to."""
 
 
 class Masks:
@@ -31,14 +37,22 @@ class Masks:
 
     Args:
         image_size: (height, width) of the image, px.
-        windows: int32 (N, 4), half-open pixel windows x0, y0, x1, y1 inside the image; (0, 0, 0, 0) for an empty mask.
+        windows: int32 (N, 4), half-open pixel windows x0, y0, x1, y1 inside the bitmaps' image; (0, 0, 0, 0) for an empty mask.
         starts: int64 (N + 1,), where each row's bytes begin in `buffer`.
         buffer: uint8 (T,), a row's bitmap in row-major order, or its int32 COCO counts.
         is_runs: bool (N,), which of the two a row holds.
+        bitmap_size: (height, width) of the image the bitmaps were made for, if it was resized since; by default `image_size`.
     """
 
     def __init__(
-        self, *, image_size: tuple[int, int], windows: Tensor, starts: Tensor, buffer: Tensor, is_runs: Tensor
+        self,
+        *,
+        image_size: tuple[int, int],
+        windows: Tensor,
+        starts: Tensor,
+        buffer: Tensor,
+        is_runs: Tensor,
+        bitmap_size: tuple[int, int] | None = None,
     ) -> None:
         n = len(windows)
         if windows.shape != (n, 4) or starts.shape != (n + 1,) or is_runs.shape != (n,) or buffer.ndim != 1:
@@ -47,6 +61,7 @@ class Masks:
                 f"buffer {tuple(buffer.shape)}; expected (N, 4), (N + 1,), (N,), (T,): use Masks.from_dense or from_rles"
             )
         self.image_size = image_size
+        self.bitmap_size = bitmap_size or image_size
         self.windows = windows
         self.starts = starts
         self.buffer = buffer
@@ -97,8 +112,11 @@ class Masks:
         sizes = {part.image_size for part in parts}
         if len(sizes) != 1:
             raise ValueError(f"got masks of image sizes {sorted(sizes)}, expected one size: only masks of one image join")
+        if len({part.bitmap_size for part in parts}) > 1:
+            parts = [part.resampled() for part in parts]
         if sum(len(part.buffer) for part in parts) > BITMAP_BUDGET_BYTES:
-            return cls._pack((row for part in parts for row in part._rows()), sizes.pop()).to(parts[0].device)
+            joined = cls._pack((row for part in parts for row in part._rows()), parts[0].bitmap_size)
+            return joined._of_image(sizes.pop()).to(parts[0].device)
         offsets = np.cumsum([0] + [len(part.buffer) for part in parts])
         starts = [part.starts[:-1] + int(offset) for part, offset in zip(parts, offsets, strict=False)]
         return cls(
@@ -107,6 +125,7 @@ class Masks:
             starts=torch.cat([*starts, parts[0].starts.new_tensor([int(offsets[-1])])]),
             buffer=torch.cat([part.buffer for part in parts]),
             is_runs=torch.cat([part.is_runs for part in parts]),
+            bitmap_size=parts[0].bitmap_size,
         )
 
     @classmethod
@@ -172,6 +191,7 @@ class Masks:
             starts=torch.cat([begins.new_zeros(1), (ends - begins).cumsum(0)]),
             buffer=torch.cat([self.buffer[:0], *pieces]),
             is_runs=self.is_runs[rows],
+            bitmap_size=self.bitmap_size,
         )
 
     def to(self, device: torch.device | str) -> Masks:
@@ -182,6 +202,7 @@ class Masks:
             starts=self.starts.to(device),
             buffer=self.buffer.to(device),
             is_runs=self.is_runs.to(device),
+            bitmap_size=self.bitmap_size,
         )
 
     def _rows(self) -> Iterator[tuple[Bitmap | Runs, Window]]:
@@ -198,16 +219,27 @@ class Masks:
     def crops(self) -> Iterator[tuple[Bitmap, Window]]:
         """Each mask as a bitmap (h, w) with its window, one at a time."""
         for row, window in self._rows():
-            yield self._expand(row, window)
+            yield self._resized(*self._expand(row, window))
 
     def _expand(self, row: Bitmap | Runs, window: Window) -> tuple[Bitmap, Window]:
-        return (row if isinstance(row, np.ndarray) else rle.runs_to_crop(row, self.image_size)[0]), window
+        return (row if isinstance(row, np.ndarray) else rle.runs_to_crop(row, self.bitmap_size)[0]), window
+
+    def _resized(self, crop: Bitmap, window: Window) -> tuple[Bitmap, Window]:
+        """A bitmap in pixels of the image, each of which takes the value found at its centre."""
+        if self.bitmap_size == self.image_size:
+            return crop, window
+        x0, y0, x1, y1 = window
+        scale_y, scale_x = (kept / shown for kept, shown in zip(self.bitmap_size, self.image_size, strict=True))
+        rows, top = _sources(y0, y1, scale_y, self.image_size[0])
+        columns, left = _sources(x0, x1, scale_x, self.image_size[1])
+        return crop[np.ix_(rows - y0, columns - x0)], (left, top, left + len(columns), top + len(rows))
 
     # Looking at masks
 
     def areas(self) -> Tensor:
         """Pixels that are on, int64 (N,)."""
-        areas = [int(row.sum()) if isinstance(row, np.ndarray) else int((row[1] - row[0]).sum()) for row, _ in self._rows()]
+        rows = self._rows() if self.bitmap_size == self.image_size else self.crops()
+        areas = [int(row.sum()) if isinstance(row, np.ndarray) else int((row[1] - row[0]).sum()) for row, _ in rows]
         return torch.tensor(areas, dtype=torch.int64, device=self.device)
 
     def centroids(self) -> Tensor:
@@ -223,7 +255,7 @@ class Masks:
 
     def boxes(self) -> Tensor:
         """Tight boxes, float32 xyxy px (N, 4); zeros for an empty mask."""
-        return self.windows.to(torch.float32)
+        return self.resampled().windows.to(torch.float32)
 
     def to_dense(self) -> Tensor:
         """Boolean (N, H, W) on the CPU: N·H·W bytes, only for small cases and tests."""
@@ -235,7 +267,7 @@ class Masks:
     def to_rles(self) -> list[dict[str, Any]]:
         """COCO compressed encodings {"size": [H, W], "counts": str}, byte for byte as pycocotools writes them."""
         rles = []
-        for row, window in self._rows():
+        for row, window in self.resampled()._rows():
             runs = rle.crop_to_runs(row, window, self.image_size) if isinstance(row, np.ndarray) else row
             counts = rle.counts_to_string(rle.runs_to_counts(runs, self.image_size))
             rles.append({"size": list(self.image_size), "counts": counts})
@@ -257,21 +289,44 @@ class Masks:
             answers.append(shared / max(1, int(a.sum()) + int(b.sum()) - shared))
         return torch.tensor(answers, dtype=torch.float32, device=self.device)
 
+    def union(self) -> Tensor:
+        """Pixels that any mask is on at, bool (H, W) on the CPU."""
+        dense = np.zeros(self.image_size, dtype=bool)
+        for crop, (x0, y0, x1, y1) in self.crops():
+            dense[y0:y1, x0:x1] |= crop
+        return torch.from_numpy(dense)
+
+    def without(self, pixels: Tensor) -> Masks:
+        """What is left of each mask, which keeps its row, where `pixels`, bool (H, W), are taken away."""
+        taken = pixels.cpu().numpy()
+        rows = ((crop & ~taken[y0:y1, x0:x1], (x0, y0, x1, y1)) for crop, (x0, y0, x1, y1) in self.crops())
+        return Masks.from_crops(rows, self.image_size)
+
     # Moving with the image
 
     def resize(self, size: tuple[int, int]) -> Masks:
-        """Masks of the image resized to `size`: a pixel takes the value found at its centre."""
-        if size == self.image_size:
-            return self
-        scale_y, scale_x = self.image_size[0] / size[0], self.image_size[1] / size[1]
+        """Masks of the image resized to `size`: a pixel takes the value found at its centre.
 
-        def resized(crop: Bitmap, window: Window) -> tuple[Bitmap, Window]:
-            x0, y0, x1, y1 = window
-            rows, top = _sources(y0, y1, scale_y, size[0])
-            columns, left = _sources(x0, x1, scale_x, size[1])
-            return crop[np.ix_(rows - y0, columns - x0)], (left, top, left + len(columns), top + len(rows))
+        `coverage` and `at` go on to look at the bitmaps there are, unless these are finer and exceed `FINE_BYTES`.
+        """
+        resized = self._of_image(size)
+        is_finer = self.bitmap_size[0] * self.bitmap_size[1] > size[0] * size[1]
+        return resized.resampled() if is_finer and len(self.buffer) > FINE_BYTES else resized
 
-        return Masks.from_crops((resized(*row) for row in self.crops()), size)
+    def resampled(self) -> Masks:
+        """The same masks with bitmaps of the image's own pixels."""
+        return self if self.bitmap_size == self.image_size else Masks.from_crops(self.crops(), self.image_size).to(self.device)
+
+    def _of_image(self, size: tuple[int, int]) -> Masks:
+        """The same bitmaps for the image at another size."""
+        return Masks(
+            image_size=size,
+            windows=self.windows,
+            starts=self.starts,
+            buffer=self.buffer,
+            is_runs=self.is_runs,
+            bitmap_size=self.bitmap_size,
+        )
 
     def crop(self, window: Window) -> Masks:
         """Masks of the image cut to `window`; an object outside keeps its row with area 0."""
@@ -319,6 +374,7 @@ class Masks:
             float32 (R, M, M) in [0, 1].
         """
         masks = self if not self.is_runs.any() else self._expanded(rows)
+        boxes = box_functions.scale(boxes, from_size=self.image_size, to_size=self.bitmap_size)
         windows, starts = masks.windows[rows].long(), masks.starts[rows]
         t = (torch.arange(side * samples, device=boxes.device) + 0.5) / (side * samples)  # (M·samples,)
         x = (boxes[:, 0, None] + t * (boxes[:, 2] - boxes[:, 0])[:, None]).floor().long()  # (R, M·samples)
@@ -357,16 +413,20 @@ class Masks:
         masks = self if not self.is_runs.any() else self._expanded(torch.arange(len(self)))
         answer = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
         starts = masks.starts.tolist()
+        places = []  # of the samples in the bitmaps, rows and columns
+        for count, begin, kept, shown in zip(size, first, self.bitmap_size, self.image_size, strict=True):
+            places.append(np.floor((begin + step * np.arange(count) + 0.5) * (kept / shown)).astype(np.int64))
+        on_device = [torch.from_numpy(place).to(masks.device) for place in places]
         for i, (x0, y0, x1, y1) in enumerate(masks.windows.tolist()):
             crop = masks.buffer[starts[i] : starts[i + 1]].reshape(y1 - y0, x1 - x0)
-            row, column = (max(0, -(-(low - f) // step)) for low, f in ((y0, first[0]), (x0, first[1])))
-            seen = crop[first[0] + row * step - y0 :: step, first[1] + column * step - x0 :: step]
-            height, width = (max(0, min(n, s - k)) for n, s, k in zip(seen.shape, size, (row, column), strict=True))
-            answer[i, row : row + height, column : column + width] = seen[:height, :width] != 0
+            top, bottom = np.searchsorted(places[0], (y0, y1)).tolist()
+            left, right = np.searchsorted(places[1], (x0, x1)).tolist()
+            seen = crop[on_device[0][top:bottom] - y0][:, on_device[1][left:right] - x0]
+            answer[i, top:bottom, left:right] = seen != 0
         return answer
 
     def padded_crops(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
-        """Bitmaps of some rows at the top left of a common size, bool (R, h, w); windows must not exceed it.
+        """Bitmaps of some rows as they are kept, at the top left of a common size, bool (R, h, w); windows must not exceed it.
 
         Args:
             rows: int64 (R,).
@@ -394,6 +454,7 @@ class Masks:
             starts=torch.from_numpy(np.cumsum([0] + [crop.size for crop, _ in kept], dtype=np.int64)),
             buffer=torch.from_numpy(np.concatenate([crop.reshape(-1).view(np.uint8) for crop, _ in kept])),
             is_runs=torch.zeros(len(kept), dtype=torch.bool),
+            bitmap_size=self.bitmap_size,
         ).to(self.device)
 
 

@@ -7,6 +7,7 @@ A step is in `step.py`. At the end of an epoch the averaged model is scored on t
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from maskwright.runs import save_model
 from maskwright.runs.progress import shown
 from maskwright.systems import Task
 from maskwright.training.distributed import joined, own_device
-from maskwright.training.opening import open_run
+from maskwright.training.opening import check_folder, open_run
 from maskwright.training.optimization import learning_rate_factor
 from maskwright.training.run import METRICS, RECIPE, Run
 from maskwright.training.state import kept_weights, restore, restore_optimizer, save_last
 from maskwright.training.step import Learner, begin_stage, take_step
+from maskwright.training.timing import epochs_in, lasting
 from maskwright.training.validation import validate
 
 
@@ -34,6 +36,7 @@ def train(
     out: Path,
     *,
     init: str | Path | None = None,
+    minutes: float | None = None,
     resume: bool = False,
     device: str = "auto",
     console: Console | None = None,
@@ -44,6 +47,7 @@ def train(
         recipe: with its data filled in.
         out: the run folder; must be new, unless resuming.
         init: a run or weights file of the same network to start from, whatever its classes; or "coco", see `find_published`.
+        minutes: of steps, in place of the epochs of a new run: measured once, and kept as epochs in its recipe.
         resume: go on from the last checkpoint of `out`.
         device: "auto", "cpu", "cuda", …
         console: where progress is shown; by default the terminal.
@@ -57,18 +61,28 @@ def train(
     device = own_device(device)
     with joined(device) as processes, open(os.devnull, "w", encoding="utf-8") as nowhere:
         console = (console or Console(markup=False)) if processes.is_first else Console(file=nowhere)
+        if minutes is not None:
+            check_folder(out, resume=False)
+            lengths = epochs_in(recipe, minutes, init=init, device=device, processes=processes)
+            recipe = lasting(recipe, lengths)
+            console.print(_minutes_in_words(minutes, lengths), highlight=False)
         run = open_run(recipe, out, init, resume=resume, device=device, processes=processes, console=console)
         metrics: DetectionMetrics | None = None
         state = restore(run) if resume else None
         while run.stage < len(recipe.stages):
             metrics = _train_stage(run, recipe.stages[run.stage], state) or metrics
-            run.stage, run.step, state = run.stage + 1, 0, None
+            run.stage, run.step, run.scores, state = run.stage + 1, 0, [], None
             run.system.load_state_dict(run.scored.state_dict())  # a stage builds on what the one before would have kept
         where = f"the best model is in {out / 'best'}, the last in {out / 'last'}, the metrics in {out / METRICS}"
         console.print(where, highlight=False, soft_wrap=True)
         if metrics is None:
             metrics = validate(run, recipe.stages[-1].model_copy(update={"is_scored": True}))[1][-1]
         return metrics
+
+
+def _minutes_in_words(minutes: float, epochs: Sequence[float]) -> str:
+    lengths = " and ".join(f"{length:.3g}" for length in epochs)
+    return f"{minutes:g} minutes of steps are {lengths} epochs here; validation and checkpoints take theirs beside them"
 
 
 def _train_stage(run: Run, stage: Stage, state: dict[str, Tensor] | None) -> DetectionMetrics | None:
@@ -90,7 +104,7 @@ def _train_stage(run: Run, stage: Stage, state: dict[str, Tensor] | None) -> Det
     metrics = None
     with shown(run.console, "train", total=total, done=run.step) as bar:
         tick = time.monotonic()
-        while run.step < total:
+        while run.step < total and not run.is_stalled:
             learner.set_rate(stage.lr * learning_rate_factor(stage.schedule, run.step, total))
             losses = take_step(run, learner)
             run.step += 1
@@ -102,7 +116,15 @@ def _train_stage(run: Run, stage: Stage, state: dict[str, Tensor] | None) -> Det
                     metrics = report_epoch(run, learner, epoch=run.step / per_epoch)
             elif within == 0 or (run.recipe.checkpoint_steps and run.step % run.recipe.checkpoint_steps == 0):
                 save_last(run, learner.optimizer)
+    if run.step < total:
+        run.console.print(_stalled_in_words(run, total), highlight=False)
     return metrics
+
+
+def _stalled_in_words(run: Run, total: int) -> str:
+    count, best = run.recipe.patience, percent(max(run.scores))
+    evaluations = f"{count} evaluation{'s' if count != 1 else ''}"
+    return f"stopped after step {run.step:,} of {total:,}, out of patience: {evaluations} without a score over {best}"
 
 
 def report_epoch(run: Run, learner: Learner, *, epoch: float) -> DetectionMetrics | None:
@@ -115,6 +137,7 @@ def report_epoch(run: Run, learner: Learner, *, epoch: float) -> DetectionMetric
     improved = decisive is not None and (run.best is None or score > run.best or score < 0)  # nothing to find: take the last
     if decisive is not None:
         run.best = score if run.best is None else max(run.best, score)
+        run.scores += [score] if score >= 0 else []
     line: dict[str, Any] = {
         "stage": run.stage,
         "epoch": round(epoch, 3),

@@ -10,11 +10,13 @@ from rich.console import Console
 from torch import nn
 
 from maskwright.data.loader import Share
-from maskwright.formats.dataset import Categories
+from maskwright.formats.dataset import Categories, Dataset
 from maskwright.formats.files import read_json, write_json
 from maskwright.recipes import Recipe
 from maskwright.runs import choose_precision
 from maskwright.runs.checkpoints import WEIGHTS, read_model
+from maskwright.structures import KeypointSchema
+from maskwright.systems import System
 from maskwright.training.distributed import Processes
 from maskwright.training.network import new_system, starting_weights, suited
 from maskwright.training.optimization import moving_average, set_trainable
@@ -22,6 +24,8 @@ from maskwright.training.proposals import proposals_of
 from maskwright.training.run import RECIPE, SPLIT, STATE, Run
 from maskwright.training.sources import open_data, split_of, training_source, validation_batches
 from maskwright.training.step import learnt_terms
+
+SHOWN_PAIRS = 3  # of keypoints
 
 
 def open_run(
@@ -43,7 +47,9 @@ def open_run(
             parts = f"{stage.micro_batches} parts on each of {processes.count} processes"
             raise ValueError(f"a batch of {stage.batch_size} cannot be computed in {parts}: change batch_size")
     precision = choose_precision(recipe.precision, device)
-    train_set, val_set = open_data(recipe)
+    train_set, val_set = open_data(recipe, say=lambda text: console.print(text, highlight=False))
+    if resume and recipe.flip_pairs is None:
+        train_set = _flipped_as_before(train_set, out)
     if init is not None:
         recipe = suited(recipe, init, console)
     system, card = new_system(recipe, train_set, console)
@@ -51,10 +57,7 @@ def open_run(
         set_trainable(system, stage)  # complains of parts that do not exist
         if stage.patches is not None:
             training_source(stage, system, train_set, recipe.seed, None)  # complains where there is nothing to cut out
-    if system.task.has_masks and not (train_set.has_masks and val_set.has_masks):
-        raise ValueError(
-            f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"
-        )
+    _check_annotations(recipe, system, train_set, val_set)
     if not resume:
         recipe = starting_weights(system, recipe, card, init, console)
     cast(nn.Module, system).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -101,6 +104,28 @@ def check_folder(out: Path, *, resume: bool) -> None:
             raise ValueError(f"{out}: the folder is not empty: choose another --out, or go on with --resume")
 
 
+def _check_annotations(recipe: Recipe, system: System, train_set: Dataset, val_set: Dataset) -> None:
+    """Make sure that the data has what the system and the recipe need to know of it."""
+    if system.task.has_masks and not (train_set.has_masks and val_set.has_masks):
+        raise ValueError(
+            f"{train_set.path}: some annotations have no segmentation, which {recipe.system} needs: train a box system"
+        )
+    if any(stage.augment.copy_paste for stage in recipe.stages) and not train_set.has_masks:
+        raise ValueError(
+            f"{train_set.path}: some annotations have no segmentation, which augment.copy_paste needs: leave it away"
+        )
+    if recipe.patience is not None and val_set.num_instances == 0:
+        raise ValueError(f"{val_set.path}: has no objects, so that no score could end a stage: leave patience away")
+
+
+def _flipped_as_before(dataset: Dataset, out: Path) -> Dataset:
+    """With the keypoints that trade places in flips since a run began; by their names, another version may find others."""
+    known, found = read_model(out / "last" / WEIGHTS)[1].categories.keypoints, dataset.categories.keypoints
+    if known is None or found is None or known.names != found.names:
+        return dataset
+    return dataset.with_schema(replace(found, flip_pairs=known.flip_pairs))
+
+
 def _check_same_data(run: Run, split: dict[str, Any]) -> None:
     """Make sure that a run that goes on has the images and classes it began with."""
     if read_json(run.out / SPLIT) != split:
@@ -142,8 +167,27 @@ def _introduce(run: Run) -> None:
         f"input: {size}; images of more than 8 bits: {spec.intensity}",
         highlight=False,
     )
+    schema = run.train.categories.keypoints
+    if schema is not None and any(stage.augment.horizontal_flip for stage in run.recipe.stages):
+        run.console.print(_flips_in_words(schema, run.recipe), highlight=False, markup=False)
     if run.val.num_instances == 0:
         run.console.print(f"{run.val.path}: no objects in the validation images: no AP, the last model is kept as the best")
     for dataset in (run.train, run.val):
         if dataset.problems:
             run.console.print(f"{dataset.path}: {len(dataset.problems)} bad entries left out, the first: {dataset.problems[0]}")
+
+
+def _flips_in_words(schema: KeypointSchema, recipe: Recipe) -> str:
+    """Which keypoints trade places in left-right flips."""
+    words = "keypoints that trade places in left-right flips: "
+    pairs = [f"{schema.names[a]}/{schema.names[b]}" for a, b in schema.flip_pairs]
+    if pairs:
+        more = f" and {len(pairs) - SHOWN_PAIRS} more pairs" if len(pairs) > SHOWN_PAIRS else ""
+        return f"{words}{', '.join(pairs[:SHOWN_PAIRS])}{more}"
+    if recipe.flip_pairs is not None or len(schema.names) < 2:
+        return f"{words}none"
+    named = f'--set "flip_pairs=[[{schema.names[0]}, {schema.names[1]}]]"'
+    return (
+        f"{words}none, as no two names differ in left and right alone: each stays what it is. Name those that do with {named}, "
+        "or set augment.horizontal_flip=0"
+    )

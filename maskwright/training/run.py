@@ -35,6 +35,7 @@ class Run:
     stage: int = 0
     step: int = 0  # of the stage
     best: float | None = None  # AP of the best model, negative where there is nothing to find
+    scores: list[float] = field(default_factory=list)  # of the stage's evaluations so far, where there was something to find
     time_s: float = 0.0  # spent on the steps so far, evaluation and saving included
     sums: dict[str, tuple[float, int]] = field(default_factory=dict)  # loss terms since the last report, and their steps
 
@@ -42,3 +43,10 @@ class Run:
     def scored(self) -> System:
         """The model that is evaluated and kept: the averaged one where there is one."""
         return self.system if self.average is None else cast(System, self.average.module)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the stage has had as many evaluations since its best one as the recipe's patience allows."""
+        if self.recipe.patience is None or not self.scores:
+            return False
+        return len(self.scores) - 1 - self.scores.index(max(self.scores)) >= self.recipe.patience

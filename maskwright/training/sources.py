@@ -1,6 +1,6 @@
 """What a run learns from: its images, and the batches of a stage, whole images or patches of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from maskwright.data.loader import Batch, Share, TrainingImages, TrainingSource, evaluation_batches, training_batches
@@ -29,7 +29,13 @@ def training_source(stage: Stage, system: System, dataset: Dataset, seed: int, p
         return source
     transform = augmentation(stage.augment, system.input, dataset.categories.keypoints)
     return TrainingImages(
-        dataset, spec=system.input, transform=transform, batch_size=stage.batch_size, seed=seed, proposals=proposals
+        dataset,
+        spec=system.input,
+        transform=transform,
+        batch_size=stage.batch_size,
+        seed=seed,
+        proposals=proposals,
+        copy_paste=stage.augment.copy_paste,
     )
 
 
@@ -70,11 +76,14 @@ def _patches(
     )
 
 
-def open_data(recipe: Recipe, *, with_images: bool = True) -> tuple[Dataset, Dataset]:
+def open_data(
+    recipe: Recipe, *, with_images: bool = True, say: Callable[[str], object] = lambda text: None
+) -> tuple[Dataset, Dataset]:
     """The images a recipe learns from, and those it is validated on.
 
     Args:
         with_images: whether to look at the files of the images.
+        say: hears what becomes of images without objects.
 
     Raises:
         ValueError: data that cannot be read, that has nothing to learn from, or images that are not there.
@@ -96,6 +105,11 @@ def open_data(recipe: Recipe, *, with_images: bool = True) -> tuple[Dataset, Dat
         names = [", ".join(schema.names) if schema else "none" for schema in (found, known)]
         if names[0] != names[1]:
             raise ValueError(f"{val_set.path}: its keypoints ({names[0]}) are not those of {train_set.path} ({names[1]})")
+    if recipe.flip_pairs is not None:
+        if not has_keypoints:
+            raise ValueError(f"flip_pairs are of keypoints, which {recipe.system} does not learn: leave them away")
+        train_set, val_set = (_with_flip_pairs(dataset, recipe.flip_pairs) for dataset in (train_set, val_set))
+    say(_images_without_objects(train_set, recipe))
     train_set = train_set.subset(images_to_learn_from(train_set, recipe.train_on))
     if not has_keypoints:
         train_set, val_set = train_set.without_keypoints(), val_set.without_keypoints()
@@ -107,6 +121,28 @@ def open_data(recipe: Recipe, *, with_images: bool = True) -> tuple[Dataset, Dat
         for i in range(len(dataset)):
             dataset.check_image(i)
     return train_set, val_set
+
+
+def _with_flip_pairs(dataset: Dataset, pairs: Sequence[tuple[str, str]]) -> Dataset:
+    assert dataset.categories.keypoints is not None
+    return dataset.with_schema(dataset.categories.keypoints.with_flip_pairs(pairs))
+
+
+def _images_without_objects(dataset: Dataset, recipe: Recipe) -> str:
+    """How many there are, and whether they teach."""
+    of_points = recipe.train_on == "keypoints"
+    count = int((dataset.num_objects(with_keypoints=of_points) == 0).sum())
+    words = f"training images without {'visible keypoints' if of_points else 'objects'}"
+    if not count:
+        return f"{words}: none of {len(dataset)}"
+    patches = [stage.patches for stage in recipe.stages]
+    if recipe.train_on != "all":
+        fate = f"left out (train_on: {recipe.train_on}); --set train_on=all learns from them"
+    elif all(options and (options.rule == "official" or "score" not in options.kinds) for options in patches):
+        fate = "not shown, as patches are cut from images with objects"
+    else:
+        fate = "learnt from, as background"
+    return f"{words}: {count} of {len(dataset)}, {fate}"
 
 
 def split_of(datasets: tuple[Dataset, Dataset]) -> dict[str, list[int]]:

@@ -10,7 +10,7 @@ from maskwright.runs import save_model
 from maskwright.runs.checkpoints import PROPOSER, read_tensors, save_tensors
 from maskwright.training.run import METRICS, STATE, Run
 
-POSITION = ("stage", "step", "best", "time_s", "sums")  # of a run, kept in its checkpoints
+POSITION = ("stage", "step", "best", "scores", "time_s", "sums")  # of a run, kept in its checkpoints
 
 
 def save_last(run: Run, optimizer: torch.optim.Optimizer) -> None:
@@ -38,7 +38,8 @@ def restore(run: Run) -> dict[str, Tensor]:
     tensors, metadata = read_tensors(run.out / "last" / STATE)
     position = metadata["training"]
     for name in POSITION:
-        setattr(run, name, position[name])
+        if name in position:  # version 0.1 knew no patience, and kept no scores
+            setattr(run, name, position[name])
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")

@@ -1,6 +1,6 @@
 """ImageNet weights for a timm backbone, from a file or by a word.
 
-"imagenet" are weights that are installed with the package, those of `PACKAGES`. "timm" are weights that timm downloads, "timm:TAG"
+"imagenet" are weights installed with ours, those of `PACKAGES`. "timm" are weights that timm downloads, "timm:TAG"
 those of a name it has for them: of one network there are several, trained in different ways. Without a tag they are those of
 `CLASSIC`, where there are such, else those timm itself prefers; a run records the tag.
 """

@@ -3,15 +3,9 @@ import json
 import pytest
 
 from maskwright.comparison.entries import parse_entries
-from maskwright.comparison.plan import PLAN, Budget, recipes
+from maskwright.comparison.plan import PLAN, recipes
 from maskwright.recipes import DataOptions
-
-
-def test_budgets_are_positive_and_one():
-    with pytest.raises(ValueError, match="give one of them"):
-        Budget(epochs=1, minutes=1)
-    with pytest.raises(ValueError, match="expected a positive number"):
-        Budget(minutes=0)
+from maskwright.training.timing import Budget
 
 
 def test_changes_of_an_entry_come_after_those_of_all(coco_folder, tmp_path):
@@ -25,13 +19,19 @@ def test_changes_of_an_entry_come_after_those_of_all(coco_folder, tmp_path):
         recipes(entries, DataOptions(path=str(coco_folder)), ["optimiser.lr=0.2"], Budget(), tmp_path, "cpu")
 
 
+def test_a_comparison_chooses_nothing_by_the_images_it_scores(coco_folder, tmp_path):
+    data = DataOptions(path=str(coco_folder))
+    with pytest.raises(ValueError, match="'mask-rcnn-small' would stop by the images that all are scored on: leave patience"):
+        recipes(parse_entries(["mask-rcnn-small"]), data, ["patience=2"], Budget(), tmp_path, "cpu")
+
+
 def test_minutes_become_steps_once(coco_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("maskwright.comparison.plan.seconds_per_epoch", lambda recipe, device: [4.0])
+    monkeypatch.setattr("maskwright.training.timing.seconds_per_epoch", lambda recipe, **_: [4.0])
     entries, data = parse_entries(["mask-rcnn-small"]), DataOptions(path=str(coco_folder))
     plan = recipes(entries, data, [], Budget(minutes=2), tmp_path, "cpu")
     assert plan["mask-rcnn-small"].stages[0].epochs == pytest.approx(30)
     assert json.loads((tmp_path / PLAN).read_text())["mask-rcnn-small"]["epochs"] == [30]
-    monkeypatch.setattr("maskwright.comparison.plan.seconds_per_epoch", lambda recipe, device: [1.0])
+    monkeypatch.setattr("maskwright.training.timing.seconds_per_epoch", lambda recipe, **_: [1.0])
     assert recipes(entries, data, [], Budget(minutes=2), tmp_path, "cpu") == plan
     with pytest.raises(ValueError, match="was planned otherwise here"):
         recipes(entries, data, [], Budget(minutes=3), tmp_path, "cpu")

@@ -257,6 +257,14 @@ def test_patches_depend_on_neither_workers_nor_where_one_begins(tmp_path):
     assert not torch.equal(straight[0].images.pixels, straight[3].images.pixels)  # another epoch
 
 
+def test_labels_look_at_masks_of_the_file(tmp_path):
+    patches = patches_of(folder_of(tmp_path, [(100, 90, 150, 130)]), kinds={"mask": 1.0})
+    for index in range(4):
+        row = patches[Address(0, index)]
+        assert row.instances.masks.image_size == row.instances.image_size == (192, 192)
+        assert row.instances.masks.bitmap_size == row.original_size != (192, 192)
+
+
 def test_sizes_are_those_of_the_input_frame(tmp_path):
     dataset = folder_of(tmp_path, [(100, 90, 80, 40)])
     halved = objects_of(dataset, spec=InputSpec(resize=ResizeRule(None, 200)))

@@ -95,6 +95,47 @@ def test_scale_jitter_draws_all_scales_and_places():
     assert any(right for *_, right in corners)
 
 
+@pytest.mark.parametrize("size", [(60, 90), (90, 70), (80, 80), (50, 300)])
+@pytest.mark.parametrize("factor", [0.1, 0.45, 1.0, 1.3, 2.0])
+def test_large_scale_jitter_is_a_window_of_the_image_fitted_into_it_and_scaled(size, factor):
+    """Ghiasi et al.: scale 1 is the image as large as fits into the window."""
+    transform = ScaleJitterCrop(ResizeRule(64, 64), 64, factor, factor, "linear")
+    for seed in range(4):
+        moved = transform(sample(size=size), torch.Generator().manual_seed(seed))
+        scaled = [factor * side * 64 / max(size) for side in size]
+        assert all(abs(got - min(whole, 64)) <= 1.5 for got, whole in zip(moved.input_size, scaled, strict=True))
+        pixels, instances = prepare(moved, SPEC)
+        assert max(pixels.shape[1:]) <= 64
+        assert instances.image_size == tuple(pixels.shape[1:]) == moved.input_size
+
+
+def test_scales_are_even_on_the_axis_asked_for():
+    share = {}
+    for axis in ("log", "linear"):
+        transform = ScaleJitterCrop(ResizeRule(600, 600), 600, 0.1, 2.0, axis)
+        sides = [transform(sample(size=(80, 80)), torch.Generator().manual_seed(seed)).input_size[0] for seed in range(500)]
+        share[axis] = [sum(side < 600 * limit for side in sides) / 500 for limit in (0.1, 0.3, 0.6, 0.99)]
+    assert share["linear"] == pytest.approx([0, 0.2 / 1.9, 0.5 / 1.9, 0.89 / 1.9], abs=0.05)
+    whole = np.log(20)
+    assert share["log"] == pytest.approx([0, np.log(3) / whole, np.log(6) / whole, np.log(9.9) / whole], abs=0.05)
+
+
+def test_windows_without_objects_are_batches_like_others(tmp_path):
+    """At large scales most windows miss the only object, at small ones it has no pixel left: both are shown."""
+    data = make_coco(tmp_path, images=6, size=(200, 240))
+    first = {entry["image_id"]: entry for entry in reversed(data["annotations"])}
+    data["annotations"] = list(first.values())
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps(data))
+    transform = Compose([ScaleJitterCrop(ResizeRule(64, 64), 64, 0.1, 2.0, "linear"), Flip()])
+    images = TrainingImages(open_split(tmp_path, "train"), spec=SPEC, transform=transform, batch_size=2, seed=0)
+    batches = training_batches(images, workers=0)
+    shown = [next(batches) for _ in range(60)]
+    objects = [len(targets) for batch in shown for targets in batch.targets]
+    assert 0 < objects.count(0) < len(objects)
+    assert min(min(size) for batch in shown for size in batch.images.sizes) < 10
+    assert all(targets.masks.areas().gt(0).all() for batch in shown for targets in batch.targets)
+
+
 def test_same_generator_same_augmentation():
     transform = Compose(
         [ScaleJitterCrop(SPEC.resize, 64, 0.5, 2.0), Flip(), ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)]
@@ -188,6 +229,26 @@ def test_objects_that_vanish_in_the_input_frame_are_dropped():
     )
     _, instances = prepare(tiny, SPEC)
     assert instances.labels.tolist() == [1]
+
+
+def test_targets_look_at_masks_of_the_file():
+    """Whatever the scale, window and mirror they are shown in."""
+    transform = Compose([ScaleJitterCrop(ResizeRule(24, 24), 24, 0.3, 2.0), Flip(), Transpose()])
+    kept = 0
+    for seed in range(20):
+        moved = transform(sample(seed), torch.Generator().manual_seed(seed))
+        pixels, instances = prepare(moved, SPEC)
+        if not len(instances):
+            continue
+        assert instances.image_size == instances.masks.image_size == tuple(pixels.shape[1:])
+        assert instances.masks.bitmap_size == moved.instances.image_size == tuple(moved.image.shape[:2])
+        (height, width), (h, w) = moved.instances.image_size, instances.image_size
+        boxes = instances.boxes * torch.tensor([width / w, height / h, width / w, height / h])
+        assert torch.allclose(boxes, moved.instances.boxes)
+        expected = moved.instances.masks.coverage(boxes, torch.tensor([0]), side=14, samples=4)
+        assert torch.equal(instances.masks.coverage(instances.boxes, torch.tensor([0]), side=14, samples=4), expected)
+        kept += 1
+    assert kept > 10
 
 
 def test_epoch_shows_every_image_once_grouped_by_shape(tmp_path):

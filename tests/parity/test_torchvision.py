@@ -285,6 +285,14 @@ def test_losses_on_the_same_anchors_and_rois(theirs, ours, pictures, monkeypatch
 # Parts alone
 
 
+def test_soft_mask_targets_look_at_pixels_of_the_resized_image():
+    generator = torch.Generator().manual_seed(0)
+    masks = Masks.from_dense(torch.rand(3, 61, 83, generator=generator) > 0.6).resize((20, 30))
+    boxes, rows = torch.tensor([[0.0, 0, 30, 20], [3.2, 4.9, 20.1, 9.7], [4, 3, 14, 20]]), torch.arange(3)
+    expected = project_masks_on_boxes(masks.to_dense(), boxes, rows, 28)
+    close(expected, soft_mask_targets(masks, boxes, rows, side=28), atol=1e-5)
+
+
 def test_soft_mask_targets_are_roi_align_of_the_whole_mask():
     generator = torch.Generator().manual_seed(0)
     dense = torch.rand(5, 61, 83, generator=generator) > 0.6

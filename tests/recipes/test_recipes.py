@@ -74,6 +74,7 @@ def test_intensity_is_set_as_a_whole_or_by_field():
         ("batch_size=many", "valid integer"),
         ("schedule.factors=[0.5]", "got 1 factors for 0 drops"),
         ("patches={kinds: {mask: 1}, batches_per_epoch: 5}", "patches have a scale of their own"),
+        ("augment.copy_paste=1.5", r"augment\.copy_paste: .*less than or equal to 1"),
         ("patches={kinds: {masks: 1}, batches_per_epoch: 5}", "'mask', 'score' or 'refined'"),
         ("micro_batches=3", "a batch of 4 cannot be computed in 3 equal parts"),
         ("augment.short_sides=[3]", "both choose the scale"),
@@ -89,6 +90,15 @@ def test_intensity_is_set_as_a_whole_or_by_field():
 def test_mistakes_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         find_recipe("mask-rcnn-small").with_changes([change])
+
+
+def test_objects_are_pasted_into_whole_images_without_proposals():
+    with pytest.raises(ValueError, match=r"patches show one object each, into which none is pasted: leave augment\.copy_paste"):
+        find_recipe("deepmask-small").with_changes(["augment.copy_paste=0.5"])
+    detector = find_recipe("fast-rcnn-small")
+    assert detector.with_changes(["augment.copy_paste=0", "proposals=runs/p"]).proposals == "runs/p"
+    with pytest.raises(ValueError, match=r"proposals were made on images without pasted objects: leave augment\.copy_paste"):
+        detector.with_changes(["augment.copy_paste=0.5", "proposals=runs/p"])
 
 
 def test_unknown_fields_of_a_file_are_refused(tmp_path):

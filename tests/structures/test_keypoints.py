@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypoints_to_heatmap
 
 from maskwright.structures import COCO_PERSON, KeypointSchema
-from maskwright.structures.keypoints import from_heatmaps, similarity, to_cells
+from maskwright.structures.keypoints import from_heatmaps, hide, similarity, to_cells
 
 ROI = torch.tensor([[10.0, 20, 66, 132]])
 
@@ -59,6 +59,15 @@ def test_a_labelled_point_is_found_again():
     assert (from_heatmaps(20 * maps, ROI)[..., :2] - points[..., :2]).abs().max() <= 2  # cells are 1×2 px
 
 
+def test_points_that_are_covered_are_hidden():
+    covered = torch.zeros(3, 4, dtype=torch.bool)
+    covered[1, 2], covered[2, 3] = True, True
+    points = [(2.0, 1.0, 2), (2.99, 1.99, 2), (3.0, 1.5, 2), (2.5, 1.5, 1), (4.0, 3.0, 2), (0.0, 0.0, 0)]
+    hidden = hide(torch.tensor([points]), covered)
+    assert hidden[0, :, 2].tolist() == [1, 1, 2, 1, 1, 0]
+    assert torch.equal(hidden[..., :2], torch.tensor([points])[..., :2])
+
+
 def test_similarity_by_hand():
     schema = KeypointSchema(names=("a", "b"), sigmas=(0.05, 0.1))
     truth = torch.tensor([[[10.0, 10, 2], [20, 10, 0]], [[0, 0, 0], [0, 0, 0]]], dtype=torch.float64)
@@ -79,10 +88,54 @@ def test_similarity_by_hand():
         (["eye_l", "eye_r", "tail"], ((0, 1),)),
         (["LEFT_EYE", "RIGHT_EYE"], ((0, 1),)),
         (["leftmost", "lip", "rip"], ()),
+        (["LIP", "RIP", "nose"], ()),
+        (["LEye", "REye", "nose"], ((0, 1),)),
+        (["lEye", "rEye"], ((0, 1),)),
+        (["nose", "eyeR", "eyeL"], ((2, 1),)),
+        (["frontLPaw", "frontRPaw", "hindLPaw"], ((0, 1),)),
+        (["LFPaw", "RFPaw", "LBPaw", "RBPaw"], ((0, 1), (2, 3))),
+        (["lsho", "rsho", "neck"], ((0, 1),)),
+        (["lsho", "lelb", "relb", "rsho"], ((0, 3), (1, 2))),
+        (["leye", "reye", "lear", "rear"], ((0, 1), (2, 3))),
+        (["leye", "reye", "nose"], ()),
+        (["left_eye", "right_eye", "lip", "rip"], ((0, 1),)),
+        (["left_eye", "right_eye", "lhip", "rhip"], ((0, 1), (2, 3))),
+        (["L_eye", "R_eye"], ((0, 1),)),
+        (["left eye", "Right Eye"], ((0, 1),)),
+        (["Left-Eye", "Right-Eye"], ((0, 1),)),
+        (["eye (L)", "eye (R)"], ((0, 1),)),
+        (["lefteye", "righteye"], ((0, 1),)),
+        (["L1", "R1", "L2"], ((0, 1),)),
+        (["left_of_right", "right_of_left"], ((0, 1),)),
+        (["left_hand_left_finger", "right_hand_left_finger", "right_hand_right_finger"], ((0, 2),)),
+        (["light", "right"], ()),
+        (["left eye", "right_eye"], ()),
+        (["panel", "paner", "upleft", "upper"], ()),
+        (["l_a", "L_a", "r_a"], ((1, 2),)),
+        (["глаз l", "глаз r"], ((0, 1),)),
+        (["лоб", "R", "G"], ()),
     ],
 )
 def test_sides_are_found_however_they_are_written(names, pairs):
     assert KeypointSchema.from_names(names, []).flip_pairs == pairs
+
+
+def test_pairs_can_be_named():
+    schema = KeypointSchema.from_names(["left_eye", "right_eye", "near", "off", "tail"], [(0, 4)])
+    named = schema.with_flip_pairs([("near", "off"), ("right_eye", "tail")])
+    assert named.flip_pairs == ((2, 3), (1, 4))
+    assert named.flip_order == (0, 4, 3, 2, 1)
+    assert (named.names, named.skeleton, named.sigmas) == (schema.names, schema.skeleton, schema.sigmas)
+    assert schema.with_flip_pairs([]).flip_pairs == ()
+    with pytest.raises(ValueError, match="flip_pairs name 'left_ey', which is no keypoint: did you mean left_eye?"):
+        schema.with_flip_pairs([("left_ey", "right_eye")])
+    with pytest.raises(
+        ValueError, match="flip_pairs name 'q', which is no keypoint: there are left_eye, right_eye, near, off, t"
+    ):
+        schema.with_flip_pairs([("near", "q")])
+    for pairs in ([("near", "off"), ("off", "tail")], [("near", "near")]):
+        with pytest.raises(ValueError, match="flip_pairs name '(off|near)' twice: a keypoint trades places with one other"):
+            schema.with_flip_pairs(pairs)
 
 
 def test_schemas_that_contradict_themselves_are_refused():

@@ -91,6 +91,80 @@ def test_resize_takes_the_pixel_under_each_new_centre(stack, height, width):
 
 
 @given(stacks, st.data())
+def test_resized_masks_answer_in_pixels_of_their_image(stack, data):
+    """As masks do that were made of these pixels."""
+    original = Masks.from_dense(torch.from_numpy(stack))
+    size, other = ((data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20))) for _ in range(2))
+    m = original.resize(other).resize(size)
+    assert torch.equal(m.buffer, original.buffer)
+    made = Masks.from_dense(m.to_dense())
+    assert m.image_size == made.image_size == made.bitmap_size == m.resampled().bitmap_size == size
+    assert (dense(m) == dense(original.resize(size))).all()  # wherever it has been in between
+    assert (dense(m.resampled()) == dense(made)).all()
+    for f in (Masks.areas, Masks.boxes, Masks.centroids, Masks.union):
+        assert torch.equal(f(m), f(made))
+    for f in (Masks.to_rles, lambda m: [[ring.tolist() for part in parts for ring in part] for parts in m.to_polygons()]):
+        assert f(m) == f(made)
+    window = (0, 0, data.draw(st.integers(1, size[1])), data.draw(st.integers(1, size[0])))
+    covered = torch.from_numpy(data.draw(hnp.arrays(np.bool_, size)))
+    for f in (lambda m: m.crop(window), lambda m: m.flip(horizontal=True), Masks.transpose, lambda m: m.without(covered)):
+        assert (dense(f(m)) == dense(f(made))).all()
+    order = data.draw(st.lists(st.integers(0, len(stack) - 1), max_size=4))
+    assert (dense(m[order].to("cpu")) == dense(made[order])).all()
+    for parts in ([m, m[order]], [m, made]):
+        assert (dense(Masks.cat(parts)) == np.concatenate([dense(part) for part in parts])).all()
+    step, first = data.draw(st.integers(1, 4)), (data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3)))
+    assert torch.equal(m.sample((6, 7), step=step, first=first), made.sample((6, 7), step=step, first=first))
+    assert torch.equal(m.paired_iou(made), (made.areas() > 0).to(torch.float32))
+
+
+def test_resized_masks_are_covered_as_the_originals_are():
+    """An object of 200 px that is shown at 20 px: cells of one pixel, the mean of ten times ten."""
+    yy, xx = np.mgrid[:240, :260]
+    discs = np.stack(
+        [(yy - 118) ** 2 + (xx - 131) ** 2 < 100**2, abs(yy - 120) + abs(xx - 100) < 77, (yy // 3 + xx // 7) % 2 == 0]
+    )
+    m = Masks.from_dense(torch.from_numpy(discs)).resize((24, 26))
+    boxes, rows = torch.tensor([[3.0, 2.0, 23.0, 22.0], [-2.0, 4.0, 18.0, 24.0], [5.0, 1.0, 25.0, 21.0]]), torch.arange(3)
+    exact = torch.nn.functional.avg_pool2d(torch.from_numpy(discs).to(torch.float32)[:, None], 10)[:, 0]  # (3, 24, 26)
+    exact = torch.nn.functional.pad(exact, (4, 4, 4, 4))
+    corners = boxes[:, :2].int().tolist()
+    wanted = torch.stack([e[y + 4 : y + 24, x + 4 : x + 24] for e, (x, y) in zip(exact, corners, strict=True)])
+    found = m.coverage(boxes, rows, side=20, samples=10)
+    assert torch.allclose(found, wanted, atol=1e-6)
+    assert ((found > 0) & (found < 1)).float().mean() > 0.02
+    assert not torch.allclose(m.resampled().coverage(boxes, rows, side=20, samples=10), wanted, atol=0.1)
+    points = torch.tensor([[13.14, 1.92], [13.14, 1.85], [12.95, 11.95]])
+    assert m.at(points, torch.zeros(3, dtype=torch.int64)).tolist() == [True, False, True]
+
+
+def test_large_masks_of_a_smaller_image_are_made_of_its_pixels(monkeypatch):
+    m = Masks.from_dense(torch.ones(3, 20, 30, dtype=torch.bool))
+    monkeypatch.setattr(masks, "FINE_BYTES", 1799)
+    assert m.resize((10, 15)).bitmap_size == (10, 15)
+    assert m.resize((40, 60)).bitmap_size == (20, 30)  # which is the smaller of both
+    monkeypatch.setattr(masks, "FINE_BYTES", 1800)
+    assert m.resize((10, 15)).bitmap_size == (20, 30)
+    assert len(m.resize((10, 15))) == 3
+
+
+@pytest.mark.parametrize("budget", [10, 10**9])
+def test_resized_masks_that_are_kept_as_runs_answer_alike(budget, monkeypatch):
+    stack = torch.rand(3, 30, 40, generator=torch.Generator().manual_seed(0)) < 0.5
+    plain = Masks.from_dense(stack).resize((13, 17))
+    monkeypatch.setattr(masks, "BITMAP_BUDGET_BYTES", budget)
+    m = Masks.from_dense(stack).resize((13, 17))
+    assert m.is_runs.any() == (budget == 10)
+    boxes, rows = torch.tensor([[2.0, 3.0, 11.0, 12.0]]).repeat(3, 1), torch.arange(3)
+    assert torch.equal(m.coverage(boxes, rows, side=7, samples=4), plain.coverage(boxes, rows, side=7, samples=4))
+    assert torch.equal(m.to_dense(), plain.to_dense())
+    assert torch.equal(Masks.cat([m, m]).to_dense(), torch.cat([plain.to_dense()] * 2))
+    assert torch.equal(m.areas(), plain.areas())
+    assert m.to_rles() == plain.to_rles()
+    assert torch.equal(m.sample((4, 5), step=3, first=(1, 1)), plain.sample((4, 5), step=3, first=(1, 1)))
+
+
+@given(stacks, st.data())
 def test_crop_flip_and_transpose_equal_slicing(stack, data):
     m = Masks.from_dense(torch.from_numpy(stack))
     x0 = data.draw(st.integers(0, stack.shape[2] - 1))
@@ -103,6 +177,14 @@ def test_crop_flip_and_transpose_equal_slicing(stack, data):
     assert (dense(m.transpose()) == stack.transpose(0, 2, 1)).all()
 
 
+@given(stacks, st.data())
+def test_what_covers_masks_is_taken_from_them(stack, data):
+    m = Masks.from_dense(torch.from_numpy(stack))
+    assert (m.union().numpy() == stack.any(axis=0)).all()
+    covered = data.draw(hnp.arrays(np.bool_, stack.shape[1:]))
+    assert (dense(m.without(torch.from_numpy(covered))) == stack & ~covered).all()
+
+
 def test_no_masks_is_an_ordinary_case():
     m = Masks.empty((5, 6))
     assert len(m) == 0
@@ -111,7 +193,8 @@ def test_no_masks_is_an_ordinary_case():
     assert m.boxes().shape == (0, 4)
     assert len(m[torch.zeros(0, dtype=torch.int64)].resize((2, 2))) == 0
     assert m.coverage(torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), side=7, samples=2).shape == (0, 7, 7)
-    assert len(Masks.cat([m, m])) == 0
+    assert len(Masks.cat([m, m])) == len(m.without(torch.ones(5, 6, dtype=torch.bool))) == 0
+    assert not m.union().any()
 
 
 def test_coverage_on_the_example_of_the_spec():

@@ -158,6 +158,30 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, console, monke
     assert max(float((whole[k] - cut_run[k]).abs().max()) for k in whole) < 1e-5
 
 
+IMPATIENT = """
+from dataclasses import replace
+from maskwright.training import loop
+usual, scores = loop.validate, [0.3, 0.4, 0.4, 0.2, 0.9]
+def validate(run, stage):
+    losses, (*others, decisive) = usual(run, stage)
+    return losses, [*others, replace(decisive, ap=scores.pop(0))]
+loop.validate = validate
+"""
+
+
+def test_processes_run_out_of_patience_together(tmp_path):
+    recipe = recipe_of(tmp_path / "data", 4, "epochs=9", "patience=2", system="faster-rcnn-small")
+    (tmp_path / "worker.py").write_text(IMPATIENT + WORKER)
+    (tmp_path / "two.yaml").write_text(recipe.to_yaml())
+    for _ in range(2):  # the second time it goes on with what is done
+        done = forked(tmp_path / "worker.py", tmp_path / "two.yaml", tmp_path / "two")
+        assert done.returncode == 0, done.stderr
+        said = " ".join(done.stdout.split())
+        assert said.count("stopped after step 4 of 9, out of patience: 2 evaluations without a score over 40.0") == 1
+        lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
 def test_a_batch_must_divide_among_the_processes(tmp_path, console, monkeypatch):
     monkeypatch.setattr(loop, "joined", lambda device: nullcontext(Processes(0, 2)))
     with pytest.raises(ValueError, match="a batch of 3 cannot be computed in 1 parts on each of 2 processes"):

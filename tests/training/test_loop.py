@@ -83,6 +83,107 @@ def test_the_best_model_is_that_of_the_highest_score(coco_folder, tmp_path, cons
     assert any(not torch.equal(best[k], kept[2][k]) for k in best)
 
 
+@pytest.fixture
+def scored(monkeypatch):
+    """Makes evaluations give the scores of a list, one after the other; those that are left are in it."""
+    usual, known = loop.validate, []
+
+    def give(*scores):
+        left = list(scores)
+
+        def evaluate(run, stage):
+            known[:] = known or [usual(run, stage)]
+            losses, (*others, decisive) = known[0]
+            return losses, [*others, replace(decisive, ap=left.pop(0))] if stage.is_scored else []
+
+        monkeypatch.setattr(loop, "validate", evaluate)
+        return left
+
+    return give
+
+
+def same(a, b):
+    """Everything training goes on from, bit for bit."""
+    first, second = (load_file(run / "last" / STATE) for run in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_patience_ends_a_stage_whose_score_stays(coco_folder, tmp_path, console, scored):
+    left = scored(0.1, 0.4, 0.2, 0.4, 0.3, 0.9)  # as good is not better
+    train(tiny_recipe(coco_folder, "epochs=9", "patience=3"), tmp_path / "run", device="cpu", console=console)
+    assert left == [0.9]
+    assert "stopped after step 10 of 18, out of patience: 3 evaluations without a score over 40.0" in console.file.getvalue()
+    lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["segm"]["ap"] for line in lines] == [0.1, 0.4, 0.2, 0.4, 0.3]
+
+
+@pytest.mark.parametrize("scores", [(0.1, 0.05, 0.2, 0.15, 0.3, 0.25, 0.2), (-1,) * 7])  # -1: there is nothing to find
+def test_patience_begins_anew_with_each_better_score(scores, coco_folder, tmp_path, console, scored):
+    left = scored(*scores)
+    train(tiny_recipe(coco_folder, "epochs=7", "patience=2"), tmp_path / "run", device="cpu", console=console)
+    assert left == []
+    assert "stopped" not in console.file.getvalue()  # with its last step at the latest it is just done
+
+
+def test_a_stopped_run_is_done_however_often_it_is_killed(coco_folder, tmp_path, console, monkeypatch, scored):
+    recipe, scores = tiny_recipe(coco_folder, "epochs=9", "checkpoint_steps=1", "patience=2"), (0.2, 0.3, 0.3, 0.1, 0.9)
+    scored(*scores)
+    train(recipe, tmp_path / "whole", device="cpu", console=console)
+    usual, out = loop.take_step, tmp_path / "cut"
+    left = scored(*scores)
+    for kill_at in (3, 5, 7):
+        steps = []
+
+        def killed(run, *arguments, kill_at=kill_at, steps=steps):
+            if run.step == kill_at:
+                raise Killed
+            steps.append(run.step)
+            return usual(run, *arguments)
+
+        monkeypatch.setattr(loop, "take_step", killed)
+        with pytest.raises(Killed):
+            train(recipe, out, resume=out.exists(), device="cpu", console=console)
+    monkeypatch.setattr(loop, "take_step", usual)
+    train(recipe, out, resume=True, device="cpu", console=console)
+    assert left == [0.9]
+    assert same(tmp_path / "whole", out)
+    monkeypatch.setattr(loop, "take_step", lambda *_: pytest.fail("took a step"))
+    metrics = (out / "metrics.jsonl").read_text()
+    console.file.truncate(0)
+    train(recipe, out, resume=True, device="cpu", console=console)
+    assert "stopped after step 8 of 18, out of patience: 2 evaluations without" in console.file.getvalue()
+    assert same(tmp_path / "whole", out)
+    assert (out / "metrics.jsonl").read_text() == metrics
+
+
+def test_patience_is_of_a_stage(coco_folder, tmp_path, console, scored):
+    """A stage starts lower than the one before ended; one that is not scored takes all its steps."""
+    recipe = tiny_recipe(coco_folder, "epochs=4", "patience=1")
+    (stage,) = recipe.stages
+    unscored = stage.model_copy(update={"is_scored": False})
+    recipe = recipe.model_copy(update={"stages": (stage, unscored, stage)})
+    left = scored(0.5, 0.5, 0.2, 0.3, 0.1, 0.9)
+    train(recipe, tmp_path / "run", device="cpu", console=console)
+    assert left == [0.9]
+    lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = {stage: [line["step"] for line in lines if line["stage"] == stage] for stage in range(3)}
+    assert steps == {0: [2, 4], 1: [2, 4, 6, 8], 2: [2, 4, 6]}
+    assert "1 evaluation without a score over 50.0" in console.file.getvalue()
+    assert "1 evaluation without a score over 30.0" in console.file.getvalue()
+
+
+def test_patience_needs_scores(coco_folder, tmp_path, console):
+    with pytest.raises(ValueError, match="patience counts evaluations without a better score, but no stage is scored"):
+        tiny_recipe(coco_folder, "patience=1", "is_scored=false")
+    with pytest.raises(ValueError, match="patience: Input should be greater than 0"):
+        tiny_recipe(coco_folder, "patience=0")
+    file = coco_folder / "annotations" / "val.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
+    with pytest.raises(ValueError, match=r"val\.json: has no objects, so that no score could end a stage: leave patience"):
+        train(tiny_recipe(coco_folder, "patience=1"), tmp_path / "run", device="cpu", console=console)
+    assert not (tmp_path / "run").exists()
+
+
 def test_run_killed_in_its_first_step_can_be_resumed(coco_folder, tmp_path, console, monkeypatch):
     usual = loop.take_step
 
@@ -145,8 +246,29 @@ def test_box_only_annotations_train_a_box_system(coco_folder, tmp_path, console)
         file.write_text(json.dumps(data))
     with pytest.raises(ValueError, match="some annotations have no segmentation"):
         train(tiny_recipe(coco_folder), tmp_path / "run", device="cpu", console=console)
-    metrics = train(tiny_recipe(coco_folder, system="faster-rcnn-small"), tmp_path / "run", device="cpu", console=console)
+    boxes = tiny_recipe(coco_folder, system="faster-rcnn-small")
+    with pytest.raises(
+        ValueError, match=r"train\.json: some annotations have no segmentation, which augment\.copy_paste needs"
+    ):
+        train(boxes.with_changes(["augment.copy_paste=0.5"]), tmp_path / "run", device="cpu", console=console)
+    assert not (tmp_path / "run").exists()
+    metrics = train(boxes, tmp_path / "run", device="cpu", console=console)
     assert metrics.kind == "bbox"
+
+
+@pytest.mark.parametrize("system", ["embedmask-small", "faster-rcnn-small", "mask-keypoint-rcnn-small"])
+def test_pasted_objects_are_learnt_from_at_large_and_tiny_scales(system, corners_folder, tmp_path, console, monkeypatch):
+    usual, seen = loop.take_step, []
+
+    def watched(run, learner):
+        seen.append(learner.source.copy_paste)
+        return usual(run, learner)
+
+    monkeypatch.setattr(loop, "take_step", watched)
+    jitter = ["augment.jitter=[0.1, 2.0]", "augment.jitter_axis=linear"]
+    recipe = tiny_recipe(corners_folder, "augment.copy_paste=0.9", *jitter, "epochs=2", system=system)
+    train(recipe, tmp_path / "run", device="cpu", console=console)
+    assert seen == [0.9] * 4
 
 
 def test_the_rate_is_scaled_and_said(coco_folder, tmp_path, console):

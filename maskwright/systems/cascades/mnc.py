@@ -373,6 +373,7 @@ def mask_targets(masks: Masks, boxes: Tensor, rows: Tensor, *, side: int) -> Ten
     Returns:
         0 or 1, float32 (R, M, M); on where the mask interpolated between pixel centres reaches 0.4.
     """
+    masks = masks.resampled()  # whose pixels are interpolated
     wanted = boxes.new_zeros((len(boxes), side, side))
     for i, ((x0, y0, x1, y1), row) in enumerate(zip(boxes.round().int().tolist(), rows.tolist(), strict=True)):
         window = (x0, y0, max(x1, x0 + 1), max(y1, y0 + 1))

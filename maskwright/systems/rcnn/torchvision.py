@@ -57,6 +57,7 @@ def soft_mask_targets(masks: Masks, boxes: Tensor, rows: Tensor, *, side: int) -
     Returns:
         float32 in [0, 1], (R, M, M).
     """
+    masks = masks.resampled()  # torchvision looks at the bitmap of the resized image
     height, width = masks.image_size
     windows = masks.windows[rows]
     spans = (windows[:, 2:] - windows[:, :2]).long()  # (R, 2): w, h

@@ -335,6 +335,14 @@ def test_golden_mask_targets(side, rectangle, disc):
     assert mask_targets(square(disc=True), ROI, row, side=side).sum() == disc
 
 
+def test_mask_targets_are_interpolated_between_pixels_of_the_resized_image():
+    resized, rows = square(disc=True).resize((90, 70)), torch.tensor([0, 0])
+    made = Masks.from_dense(resized.to_dense())
+    boxes = torch.tensor([[10.0, 10, 60, 70], [20.4, 30.7, 41, 55]])
+    assert resized.bitmap_size != made.bitmap_size
+    assert torch.equal(mask_targets(resized, boxes, rows, side=21), mask_targets(made, boxes, rows, side=21))
+
+
 def test_the_golden_disc_comes_back():
     disc = square(disc=True)
     assert int(disc.areas()) == 31_428

@@ -1,6 +1,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -291,6 +292,23 @@ def test_mask_targets_of_the_spec():
     dense[0, 5:15, 4:14] = True
     cells = mask_targets(Masks.from_dense(dense), torch.tensor([[0.0, 0, 20, 20]]), torch.tensor([0]), side=4)
     assert cells[0].tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]  # spec § 10.3
+
+
+def test_mask_targets_are_as_fine_as_the_file_says():
+    """A star of 196 px that is shown at 19.6 px: cells of 7×7 px of the file, half of which are counted."""
+    yy, xx = np.mgrid[:240, :240] - 117.5
+    radius, angle = np.hypot(xx, yy), np.arctan2(yy, xx)
+    star = torch.from_numpy(radius < 60 + 38 * np.cos(6 * angle))[None]
+    shown = Instances(
+        (240, 240), boxes=torch.tensor([[20.0, 20, 216, 216]]), labels=torch.tensor([0]), masks=Masks.from_dense(star)
+    )
+    shown = shown.resize((24, 24))
+    cells = mask_targets(shown.masks, shown.boxes, torch.tensor([0]), side=28)[0]
+    area = torch.nn.functional.avg_pool2d(star[:, 20:216, 20:216].to(torch.float32), 7)[0]
+    wrong = (cells != (area >= 0.5)).float().mean()
+    coarse = mask_targets(shown.masks.resampled(), shown.boxes, torch.tensor([0]), side=28)[0]
+    assert wrong < 0.01  # of 16 points instead of 49
+    assert (coarse != (area >= 0.5)).float().mean() > 0.05
 
 
 def test_masks_are_needed_by_name():

@@ -1,6 +1,7 @@
 """Numbers of the published R-CNNs: sizes, constants of training and inference, and small examples worked out elsewhere."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from maskwright.layers.box_coding import BoxCoder
 from maskwright.layers.grids import CaffeAnchors, PyramidAnchors
 from maskwright.layers.norms import FrozenNorm
 from maskwright.layers.roi import RoiAlign, RoiPool, Rois, level_of
-from maskwright.recipes import find_recipe
+from maskwright.recipes import RECIPES, find_recipe
 from maskwright.structures import Instances
 from maskwright.structures import boxes as box_functions
 from maskwright.systems import SYSTEMS
@@ -106,6 +107,25 @@ def test_schedules_of_releases(name, epochs, drops):
     if "keypoint" in name:
         assert stage.augment.short_sides == (640, 672, 704, 736, 768, 800)
         assert find_recipe(name).train_on == "keypoints"
+
+
+def test_images_without_objects_are_learnt_from_and_where_keypoints_are_learnt_those_with_some():
+    for name in RECIPES:  # Mask R-CNN, sec. 5: "images that contain annotated keypoints"
+        assert find_recipe(name).train_on == ("keypoints" if re.search("keypoint-rcnn.*-[rx](50|101)", name) else "all"), name
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "images"),
+    [
+        ("mask-rcnn-r50-fpn-paper", 160_000, 118_287),
+        ("mask-rcnn-x101-64x4d-fpn-paper", 160_000, 118_287),
+        ("mask-rcnn-r50-fpn-cityscapes", 24_000, 2_975),
+        ("mask-rcnn-r50-fpn-cityscapes-from-coco", 4_000, 2_975),
+    ],
+)
+def test_steps_of_the_paper(name, steps, images):
+    (stage,) = find_recipe(name).stages
+    assert stage.epochs * images / stage.batch_size == pytest.approx(steps, rel=1e-3)
 
 
 def test_detectrons_recipe_of_its_widest_resnext():
