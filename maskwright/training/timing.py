@@ -73,7 +73,7 @@ def lasting(recipe: Recipe, epochs: Sequence[float]) -> Recipe:
     return recipe.with_changes([f"stages.{i}.epochs={length}" for i, length in enumerate(epochs)])
 
 
-def seconds_per_epoch(recipe: Recipe, *, init: Path | None, device: str, processes: Processes) -> list[float]:
+def seconds_per_epoch(recipe: Recipe, *, init: str | Path | None, device: str, processes: Processes) -> list[float]:
     """How long the steps of an epoch of each stage take here, measured on a few of them; nothing is kept."""
     answer = []
     with TemporaryDirectory() as folder:
