@@ -10,6 +10,7 @@ from maskwright.formats.files import read_json, write_json
 from maskwright.recipes import Recipe, read_recipe
 from maskwright.runs.device import return_freed_memory
 from maskwright.training import train
+from maskwright.training.fitting import fitted
 from maskwright.training.network import check_start, new_system, with_tag
 from maskwright.training.optimization import set_trainable
 from maskwright.training.proposals import check_proposals
@@ -30,7 +31,7 @@ def train_all(
 
     What was trained is taken as it is after its last step: nothing is chosen on the images it is scored on.
     """
-    plan = {name: _checked(name, recipe, dataset) for name, recipe in plan.items()}
+    plan = {name: _checked(name, recipe, dataset, console) for name, recipe in plan.items()}
     runs = [
         (name, seed, recipe.with_changes([f"seed={seed}"]), folders[name][seed])
         for seed in range(max(map(len, folders.values()), default=0))
@@ -47,9 +48,12 @@ def train_all(
         train_run(recipe, folder, device=device, console=console)
 
 
-def _checked(name: str, recipe: Recipe, dataset: Dataset) -> Recipe:
+def _checked(name: str, recipe: Recipe, dataset: Dataset, console: Console) -> Recipe:
     """Build what is to be trained, before the first is; the recipe as the run will record it."""
     try:
+        if recipe.fit_sizes:
+            learnt = open_data(recipe, with_images=False)[0]
+            recipe = fitted(recipe, learnt, lambda line: console.print(f"{name}: {line}", highlight=False, soft_wrap=True))
         system, _ = new_system(recipe, dataset, Console(quiet=True))
         check_start(system, recipe)
         check_proposals(recipe, system)

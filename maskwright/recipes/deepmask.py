@@ -68,7 +68,7 @@ _SMALL_REFINEMENT = _SMALL.model_copy(
 
 
 def _small(system: str, about: str, *stages: Stage) -> KnownRecipe:
-    recipe = Recipe(system=system, stages=stages, octaves_from_data=True, ema_decay=0.998, evaluate_every=10, workers=1)
+    recipe = Recipe(system=system, stages=stages, fit_sizes=True, ema_decay=0.998, evaluate_every=10, workers=1)
     return KnownRecipe(system, about, recipe)
 
 

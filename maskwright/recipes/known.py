@@ -85,6 +85,6 @@ def small_recipe(system: str) -> Recipe:
         batch_size=4,
         optimizer=SMALL_OPTIMIZER,
         schedule=ScheduleOptions(kind="cosine", warmup_steps=200),
-        augment=AugmentOptions(crop_px=256, jitter=(0.5, 1.6), vertical_flip=0.0, color=0.2),
+        augment=AugmentOptions(color=0.2),
     )
-    return Recipe(system=system, stages=(stage,), ema_decay=0.998)
+    return Recipe(system=system, stages=(stage,), fit_sizes=True, ema_decay=0.998)

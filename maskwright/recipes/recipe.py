@@ -60,7 +60,7 @@ class AugmentOptions(_Options):
     transpose: float = Field(default=0.0, ge=0, le=1)
     short_sides: tuple[int, ...] = Field(default=(), description="short side drawn from these, px, input frame")
     crop_px: int | None = Field(default=None, gt=0, description="side of a random window, px, input frame")
-    jitter: tuple[float, float] = Field(default=(1.0, 1.0), description="range of random scales, with crop_px")
+    jitter: tuple[float, float] | None = Field(default=None, description="range of random scales, with crop_px")
     jitter_axis: Literal["log", "linear"] = Field(
         default="log",
         description="axis the scales are even on; linear, from 0.1 to 2: large-scale jitter (Ghiasi et al., 2021)",
@@ -72,7 +72,7 @@ class AugmentOptions(_Options):
     def _one_scale(self) -> "AugmentOptions":
         if self.short_sides and self.crop_px is not None:
             raise ValueError("short_sides and crop_px both choose the scale: give one of them")
-        if not 0 < self.jitter[0] <= self.jitter[1]:
+        if self.jitter is not None and not 0 < self.jitter[0] <= self.jitter[1]:
             raise ValueError(f"jitter is {self.jitter}, expected low <= high, both positive")
         return self
 
@@ -159,7 +159,8 @@ class Recipe(_Options):
     flip_pairs: tuple[tuple[str, str], ...] | None = Field(
         default=None, description="keypoints that trade places in left-right flips; by default names that differ in the side"
     )
-    octaves_from_data: bool = Field(default=False, description="choose arguments.octaves by the sizes of training objects")
+    fit_sizes: bool = Field(default=False, description="choose sizes that are not named here by those of the training objects")
+    fitted: tuple[str, ...] = Field(default=(), description="what was found and chosen when the run began")
     intensity: Intensity = Intensity()
     ema_decay: float = Field(ge=0, lt=1, description="averaging of the weights; 0 switches it off")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -175,6 +176,14 @@ class Recipe(_Options):
     @classmethod
     def _of_any_version(cls, name: str) -> str:
         return current_name(name)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_version_0_1_said_it(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "octaves_from_data" in data:
+            data = {**data, "fit_sizes": data["octaves_from_data"]}
+            del data["octaves_from_data"]
+        return data
 
     @model_validator(mode="after")
     def _classes_come_from_the_data(self) -> "Recipe":

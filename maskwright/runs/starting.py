@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -33,6 +34,15 @@ def find_published(init: str | Path, system: str) -> Published | None:
             "run or a weights file, --init RUN|FILE (a file or folder of that name is ./coco)"
         )
     return PUBLISHED[system]
+
+
+def arguments_of(init: str | Path) -> dict[str, Any]:
+    """What the builder of weights to start from was told, or what published ones want.
+
+    Raises:
+        ValueError: no model of ours.
+    """
+    return {} if init == COCO else read_model(find_weights(Path(init)))[1].arguments
 
 
 def initialize(system: System, card: ModelCard, init: str | Path, say: Callable[[str], object]) -> None:

@@ -23,7 +23,7 @@ def augmentation(options: AugmentOptions, spec: InputSpec, schema: KeypointSchem
         raise ValueError("this data has keypoints: set augment.vertical_flip and augment.transpose to 0")
     steps: list[Transform] = []
     if options.crop_px is not None:
-        steps.append(ScaleJitterCrop(spec.resize, options.crop_px, *options.jitter, options.jitter_axis))
+        steps.append(ScaleJitterCrop(spec.resize, options.crop_px, *(options.jitter or (1.0, 1.0)), options.jitter_axis))
     if options.short_sides:
         steps.append(ShortSide(options.short_sides, spec.resize))
     return Compose([*steps, *_mirrors(options, schema), *_colors(options)])

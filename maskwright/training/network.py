@@ -16,7 +16,6 @@ from maskwright.runs.checkpoints import ORIGIN, all_arguments, build_system, fin
 from maskwright.runs.starting import find_published
 from maskwright.systems import System, Task
 from maskwright.training.proposals import PROPOSAL
-from maskwright.training.scales import octaves_of_data
 from maskwright.weights import load_backbone, load_part
 from maskwright.weights.backbone import in_words, is_word, spell_out
 from maskwright.weights.published import PUBLISHED
@@ -31,8 +30,6 @@ def new_system(recipe: Recipe, train_set: Dataset, console: Console) -> tuple[Sy
         if recipe.arguments.get("num_keypoints", joints) != joints:
             raise ValueError(f"{train_set.path}: has {joints} keypoints: leave arguments.num_keypoints away")
         arguments["num_keypoints"] = joints
-    if recipe.octaves_from_data and "octaves" not in recipe.arguments:
-        arguments["octaves"] = octaves_of_data(recipe, arguments, train_set, lambda text: console.print(text, highlight=False))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # of the initial weights, for which torch takes no generator
         system = build_system(recipe.system, arguments)

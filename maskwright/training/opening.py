@@ -1,6 +1,7 @@
 """A run is opened: everything that can be checked is checked before the first step, then its folder is begun."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -15,9 +16,11 @@ from maskwright.formats.files import read_json, write_json
 from maskwright.recipes import Recipe
 from maskwright.runs import choose_precision
 from maskwright.runs.checkpoints import WEIGHTS, read_model
+from maskwright.runs.starting import arguments_of
 from maskwright.structures import KeypointSchema
 from maskwright.systems import System
 from maskwright.training.distributed import Processes
+from maskwright.training.fitting import fitted
 from maskwright.training.network import new_system, starting_weights, suited
 from maskwright.training.optimization import moving_average, set_trainable
 from maskwright.training.proposals import proposals_of
@@ -47,11 +50,13 @@ def open_run(
             parts = f"{stage.micro_batches} parts on each of {processes.count} processes"
             raise ValueError(f"a batch of {stage.batch_size} cannot be computed in {parts}: change batch_size")
     precision = choose_precision(recipe.precision, device)
-    train_set, val_set = open_data(recipe, say=lambda text: console.print(text, highlight=False))
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    train_set, val_set = open_data(recipe, say=say)
     if resume and recipe.flip_pairs is None:
         train_set = _flipped_as_before(train_set, out)
     if init is not None:
         recipe = suited(recipe, init, console)
+    recipe = fitted(recipe, train_set, say, arguments_of(init) if init is not None and recipe.fit_sizes else {})
     system, card = new_system(recipe, train_set, console)
     for stage in recipe.stages:
         set_trainable(system, stage)  # complains of parts that do not exist
