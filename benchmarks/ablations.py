@@ -51,6 +51,7 @@ BUDGETS = {
             "batch_size=2",
             "optimizer.lr=0.001",
             "augment.crop_px=null",
+            "fit_sizes=false",
             "augment.jitter=[1.0, 1.0]",
             "arguments.short_px=256",
             f"backbone_weights={NUCLEI}",

@@ -63,7 +63,13 @@ def rows_of(lines: list[dict[str, Any]]) -> list[list[str]]:
 def heart(options: argparse.Namespace) -> None:
     """Twenty images."""
     changes = ["epochs=160", "batch_size=4", "evaluate_every=40", "ema_decay=0.98"]
-    changes += ["augment.crop_px=null", "augment.jitter=[1.0, 1.0]", "augment.color=0", "augment.horizontal_flip=0"]
+    changes += [
+        "augment.crop_px=null",
+        "fit_sizes=false",
+        "augment.jitter=[1.0, 1.0]",
+        "augment.color=0",
+        "augment.horizontal_flip=0",
+    ]
     lines = trained(twenty(options), options.out / "heart", changes)
     notes = f"The first {HEART} training images with visible keypoints, scored on themselves; short side 320 px."
     report("keypoints-heart", COMMAND.format("heart"), rows_of(lines), notes, page=PAGE)

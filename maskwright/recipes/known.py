@@ -85,6 +85,6 @@ def small_recipe(system: str) -> Recipe:
         batch_size=4,
         optimizer=SMALL_OPTIMIZER,
         schedule=ScheduleOptions(kind="cosine", warmup_steps=200),
-        augment=AugmentOptions(color=0.2),
+        augment=AugmentOptions(crop_px="fit", jitter="fit", color=0.2),
     )
     return Recipe(system=system, stages=(stage,), fit_sizes=True, ema_decay=0.998)

@@ -59,8 +59,12 @@ class AugmentOptions(_Options):
     vertical_flip: float = Field(default=0.0, ge=0, le=1)
     transpose: float = Field(default=0.0, ge=0, le=1)
     short_sides: tuple[int, ...] = Field(default=(), description="short side drawn from these, px, input frame")
-    crop_px: int | None = Field(default=None, gt=0, description="side of a random window, px, input frame")
-    jitter: tuple[float, float] | None = Field(default=None, description="range of random scales, with crop_px")
+    crop_px: Annotated[int, Field(gt=0)] | Literal["fit"] | None = Field(
+        default=None, description="side of a random window, px, input frame; fit: chosen by the data, None: whole images"
+    )
+    jitter: tuple[float, float] | Literal["fit"] = Field(
+        default=(1.0, 1.0), description="range of random scales, with crop_px; fit: chosen by the data"
+    )
     jitter_axis: Literal["log", "linear"] = Field(
         default="log",
         description="axis the scales are even on; linear, from 0.1 to 2: large-scale jitter (Ghiasi et al., 2021)",
@@ -72,7 +76,7 @@ class AugmentOptions(_Options):
     def _one_scale(self) -> "AugmentOptions":
         if self.short_sides and self.crop_px is not None:
             raise ValueError("short_sides and crop_px both choose the scale: give one of them")
-        if self.jitter is not None and not 0 < self.jitter[0] <= self.jitter[1]:
+        if self.jitter != "fit" and not 0 < self.jitter[0] <= self.jitter[1]:
             raise ValueError(f"jitter is {self.jitter}, expected low <= high, both positive")
         return self
 

@@ -22,8 +22,9 @@ def augmentation(options: AugmentOptions, spec: InputSpec, schema: KeypointSchem
     if schema is not None and (options.vertical_flip or options.transpose):
         raise ValueError("this data has keypoints: set augment.vertical_flip and augment.transpose to 0")
     steps: list[Transform] = []
+    assert options.crop_px != "fit" and options.jitter != "fit", "a recipe is fitted before it is trained"
     if options.crop_px is not None:
-        steps.append(ScaleJitterCrop(spec.resize, options.crop_px, *(options.jitter or (1.0, 1.0)), options.jitter_axis))
+        steps.append(ScaleJitterCrop(spec.resize, options.crop_px, *options.jitter, options.jitter_axis))
     if options.short_sides:
         steps.append(ShortSide(options.short_sides, spec.resize))
     return Compose([*steps, *_mirrors(options, schema), *_colors(options)])

@@ -2,7 +2,8 @@
 
 A window shows an object well if the object fits it and is not too small for the finest features. The short side, and with it
 the scale, is the one at which most training objects are shown well; all else follows from the objects at that scale. What a
-recipe or `--set` says is left as it is. The choices stand in recipe.yaml, with the lines that say why; a run never chooses twice.
+recipe or `--set` says is left as it is. The choices stand in recipe.yaml, with the lines that say why; a run never
+chooses twice.
 
 The manner is nnU-Net's (Isensee et al., Nature Methods 2021): a fingerprint of the data, fixed rules, a plan that can be read.
 The rules are ours.
@@ -142,8 +143,10 @@ def fitted(recipe: Recipe, dataset: Dataset, say: Callable[[str], object], kept:
     Raises:
         ValueError: data without objects for a system whose scales must come from them.
     """
-    if not recipe.fit_sizes or recipe.fitted:
+    if recipe.fitted:
         return recipe
+    if not recipe.fit_sizes:
+        return _with_view(recipe, {}, WINDOWS[0], USUAL_JITTER)
     objects, defaults = Objects.of(dataset), all_arguments(recipe.system, {})
     if "octaves" in defaults:
         recipe, lines = _with_octaves(recipe, objects)
@@ -162,7 +165,7 @@ def _with_sizes(
 ) -> tuple[Recipe, list[str]]:
     """With all that follows from the scale, and why."""
     given = recipe.arguments
-    windows = sorted({stage.augment.crop_px for stage in recipe.stages if stage.augment.crop_px is not None}) or WINDOWS
+    windows = sorted({side for stage in recipe.stages if isinstance(side := stage.augment.crop_px, int)}) or WINDOWS
     if "short_px" in given:
         short, window = given["short_px"], windows[0]
     else:
@@ -193,9 +196,9 @@ def _with_view(recipe: Recipe, chosen: Mapping[str, Any], window: int, jitter: t
     """With arguments, and with a window and jitter in stages that leave them open."""
     stages = []
     for stage in recipe.stages:
-        augment, update = stage.augment, {}
-        if stage.patches is None and not augment.short_sides:
-            update = {"crop_px": augment.crop_px or window, "jitter": augment.jitter or jitter}
+        augment = stage.augment
+        open_ones = {"crop_px": window, "jitter": jitter}
+        update = {name: value for name, value in open_ones.items() if getattr(augment, name) == "fit"}
         stages.append(stage.model_copy(update={"augment": augment.model_copy(update=update)}))
     return recipe.model_copy(update={"arguments": {**recipe.arguments, **chosen}, "stages": tuple(stages)})
 
