@@ -184,7 +184,7 @@ def tiny_recipe(data: Path, *changes: str, system: str = "mask-rcnn-small") -> R
         ["epochs=1", "batch_size=2", "workers=0", "precision=float32", arguments_of(system, **sizes)]
     )
     if recipe.stages[0].patches is None:
-        recipe = recipe.with_changes(["augment.crop_px=64"])
+        recipe = recipe.with_changes(["augment.crop_px=64", "fit_sizes=false"])
     else:
         recipe = recipe.with_changes(["patches.batches_per_epoch=2", "patches.validation_batches=1"])
     if needs_proposals(system):

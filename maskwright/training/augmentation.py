@@ -22,7 +22,8 @@ def augmentation(options: AugmentOptions, spec: InputSpec, schema: KeypointSchem
     if schema is not None and (options.vertical_flip or options.transpose):
         raise ValueError("this data has keypoints: set augment.vertical_flip and augment.transpose to 0")
     steps: list[Transform] = []
-    assert options.crop_px != "fit" and options.jitter != "fit", "a recipe is fitted before it is trained"
+    assert options.crop_px != "fit"  # a recipe is fitted before it is trained
+    assert options.jitter != "fit"
     if options.crop_px is not None:
         steps.append(ScaleJitterCrop(spec.resize, options.crop_px, *options.jitter, options.jitter_axis))
     if options.short_sides:

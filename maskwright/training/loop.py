@@ -69,14 +69,14 @@ def train(
         run = open_run(recipe, out, init, resume=resume, device=device, processes=processes, console=console)
         metrics: DetectionMetrics | None = None
         state = restore(run) if resume else None
-        while run.stage < len(recipe.stages):
-            metrics = _train_stage(run, recipe.stages[run.stage], state) or metrics
+        while run.stage < len(run.recipe.stages):
+            metrics = _train_stage(run, run.recipe.stages[run.stage], state) or metrics
             run.stage, run.step, run.scores, state = run.stage + 1, 0, [], None
             run.system.load_state_dict(run.scored.state_dict())  # a stage builds on what the one before would have kept
         where = f"the best model is in {out / 'best'}, the last in {out / 'last'}, the metrics in {out / METRICS}"
         console.print(where, highlight=False, soft_wrap=True)
         if metrics is None:
-            metrics = validate(run, recipe.stages[-1].model_copy(update={"is_scored": True}))[1][-1]
+            metrics = validate(run, run.recipe.stages[-1].model_copy(update={"is_scored": True}))[1][-1]
         return metrics
 
 

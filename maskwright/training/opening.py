@@ -50,13 +50,10 @@ def open_run(
             parts = f"{stage.micro_batches} parts on each of {processes.count} processes"
             raise ValueError(f"a batch of {stage.batch_size} cannot be computed in {parts}: change batch_size")
     precision = choose_precision(recipe.precision, device)
-    say = partial(console.print, highlight=False, soft_wrap=True)
-    train_set, val_set = open_data(recipe, say=say)
+    train_set, val_set = open_data(recipe, say=partial(console.print, highlight=False))
     if resume and recipe.flip_pairs is None:
         train_set = _flipped_as_before(train_set, out)
-    if init is not None:
-        recipe = suited(recipe, init, console)
-    recipe = fitted(recipe, train_set, say, arguments_of(init) if init is not None and recipe.fit_sizes else {})
+    recipe = _resolved(recipe, init, train_set, console)
     system, card = new_system(recipe, train_set, console)
     for stage in recipe.stages:
         set_trainable(system, stage)  # complains of parts that do not exist
@@ -92,6 +89,15 @@ def open_run(
         write_json(out / SPLIT, split)
     _introduce(run)
     return run
+
+
+def _resolved(recipe: Recipe, init: str | Path | None, train_set: Dataset, console: Console) -> Recipe:
+    """The recipe with all that depends on the weights to start from, and on the data."""
+    kept: dict[str, Any] = {}
+    if init is not None:
+        recipe = suited(recipe, init, console)
+        kept = arguments_of(init) if recipe.fit_sizes else {}
+    return fitted(recipe, train_set, partial(console.print, highlight=False, soft_wrap=True), kept)
 
 
 def check_folder(out: Path, *, resume: bool) -> None:

@@ -79,7 +79,8 @@ def seconds_per_epoch(recipe: Recipe, *, init: str | Path | None, device: str, p
     with TemporaryDirectory() as folder:
         console, out = Console(quiet=True), Path(folder, "run")
         run = open_run(recipe, out, init, resume=False, device=device, processes=processes, console=console)
-        for run.stage, stage in enumerate(recipe.stages):
+        stages = run.recipe.stages
+        for run.stage, stage in enumerate(stages):
             learner = begin_stage(run, stage)
             learner.set_rate(0.0)  # the weights are those of a beginning, all the time
             times = []

@@ -23,6 +23,7 @@ CHANGES = [
     "workers=0",
     "precision=float32",
     "augment.crop_px=64",
+    "fit_sizes=false",
     "arguments={short_px: 64, long_px: 96, max_detections: 20, num_proposals: 50}",
 ]
 

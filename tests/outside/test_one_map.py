@@ -28,7 +28,15 @@ def test_arguments_of_a_foreign_size_are_listed_and_checked(console):
 
 
 def test_a_foreign_system_trains_and_opens_where_it_is_named(coco_folder, tmp_path, console):
-    changes = ["arguments.channels=16", "epochs=1", "batch_size=2", "workers=0", "precision=float32", "augment.crop_px=64"]
+    changes = [
+        "arguments.channels=16",
+        "epochs=1",
+        "batch_size=2",
+        "workers=0",
+        "precision=float32",
+        "augment.crop_px=64",
+        "fit_sizes=false",
+    ]
     mw.train(NAME, data=coco_folder, out=tmp_path / "run", changes=changes, device="cpu", console=console)
     with pytest.raises(ValueError, match="not part of maskwright: a file alone never imports code"):
         mw.load(tmp_path / "run")

@@ -158,4 +158,3 @@ def test_what_is_wrong_with_proposals_is_named(folder, tiny_run, tmp_path, conso
     assert "its system looks at whole images" in message(
         "mask-rcnn-small", "augment.crop_px=null", "patches={kinds: {mask: 1}, batches_per_epoch: 2}"
     )
-    assert "octaves_from_data is for systems that look at windows" in message("mask-rcnn-small", "octaves_from_data=true")
