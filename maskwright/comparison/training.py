@@ -51,9 +51,8 @@ def train_all(
 def _checked(name: str, recipe: Recipe, dataset: Dataset, console: Console) -> Recipe:
     """Build what is to be trained, before the first is; the recipe as the run will record it."""
     try:
-        if recipe.fit_sizes:
-            learnt = open_data(recipe, with_images=False)[0]
-            recipe = fitted(recipe, learnt, lambda line: console.print(f"{name}: {line}", highlight=False, soft_wrap=True))
+        learnt = open_data(recipe, with_images=False)[0] if recipe.fit_sizes else dataset
+        recipe = fitted(recipe, learnt, lambda line: console.print(f"{name}: {line}", highlight=False, soft_wrap=True))
         system, _ = new_system(recipe, dataset, Console(quiet=True))
         check_start(system, recipe)
         check_proposals(recipe, system)

@@ -49,7 +49,10 @@ def test_one_stage_can_be_changed_and_numbers_may_have_exponents():
     two = recipe.model_copy(update={"stages": recipe.stages * 2}).with_changes(["stages.1.epochs=3", "optimizer.lr=1e-3"])
     assert [stage.epochs for stage in two.stages] == [30, 3]
     assert two.stages[0].optimizer.lr == 0.001
-    assert recipe.with_changes(["augment.jitter.0=0.9"]).stages[0].augment.jitter == (0.9, 1.6)
+    assert find_recipe("mask-rcnn-r50-fpn").with_changes(["augment.short_sides.1=9"]).stages[0].augment.short_sides[:2] == (
+        640,
+        9,
+    )
 
 
 def test_intensity_is_set_as_a_whole_or_by_field():

@@ -92,7 +92,7 @@ def test_a_run_says_which_keypoints_trade_places(corners_folder, tmp_path, conso
     recipe = tiny_recipe(corners_folder, system="keypoint-rcnn-small")
     run, said = opened(recipe, tmp_path / "a", console)
     assert said == [f"{WORDS}left_top/right_top, left_bottom/right_bottom"]
-    flip = next(step for step in begin_stage(run, recipe.stages[0]).source.transform.steps if isinstance(step, Flip))
+    flip = next(step for step in begin_stage(run, run.recipe.stages[0]).source.transform.steps if isinstance(step, Flip))
     assert flip.schema.flip_order == (1, 0, 3, 2)
     for changes in (["augment.horizontal_flip=0"], []):
         system = "keypoint-rcnn-small" if changes else "mask-rcnn-small"
