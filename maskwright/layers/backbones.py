@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
@@ -82,6 +84,8 @@ class Backbone(nn.Module):
         if dilates_first:
             (*_, stage) = network.children()
             stage[0].conv2.dilation = stage[0].conv2.padding = (2, 2)
+        if isinstance(network, (EfficientNetFeatures, MobileNetV3Features)):  # which timm leaves what follows the last map
+            network.blocks = network.blocks[: network.feature_info.get_dicts()[-1]["stage"]]
         pad_alike(network)
         if padding == "symmetric":
             pad_symmetrically(network)

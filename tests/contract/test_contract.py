@@ -21,7 +21,8 @@ RIVALS = [  # operators that neither round corners nor take the greatest: there 
     "mask-rcnn-c4-small mask=agnostic roi=align-legacy",
     "keypoint-rcnn-small roi=align-legacy",
 ]
-SMALL = [*(name for name in SYSTEMS if name.endswith("-small")), *RIVALS]
+LITE = ["mask-rcnn-lite", "embedmask-lite", "sharpmask-lite"]  # one of a kind: what is new in all of them is the backbone
+SMALL = [*(name for name in SYSTEMS if name.endswith("-small")), *LITE, *RIVALS]
 FEW = {"num_proposals": 50, "num_candidates": 50, "max_detections": 20}  # enough to answer with
 each = partial(pytest.mark.parametrize, "name", scope="module")  # all tests of a system one after the other: built once
 

@@ -427,11 +427,20 @@ def test_any_timm_network_can_have_norms_that_train(name, norm):
     torch.manual_seed(0)
     theirs = timm.create_model(name, features_only=True)
     torch.manual_seed(0)
-    ours = Backbone(name, strides=(8, 16), norm=norm)
+    ours = Backbone(name, strides=(8, 16, 32), norm=norm)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in ours.modules())
     acts = [sum(isinstance(m, (nn.ReLU6, nn.Hardswish, nn.ReLU)) for m in network.modules()) for network in (theirs, ours)]
     assert acts[0] == acts[1] > 20
     ours(torch.randn(1, 3, 64, 64))[16].sum().backward()
+
+
+def test_what_follows_the_last_map_is_left_away():
+    assert len(Backbone("tf_efficientnet_lite0", strides=(4, 8), norm="frozen").network.blocks) == 3
+    assert len(Backbone("tf_efficientnet_lite0", strides=(4, 8, 16, 32), norm="frozen").network.blocks) == 7
+    assert len(Backbone("mobilenetv3_large_100", strides=(4, 16), norm="frozen").network.blocks) == 5
+    dilated = Backbone("tf_efficientnet_lite0", strides=(8,), norm="frozen", dilated=True)
+    assert dilated.channels == {8: 112}
+    assert dilated(torch.zeros(1, 3, 64, 96))[8].shape == (1, 112, 8, 12)
 
 
 def test_tensorflow_padding_is_that_of_even_sides_whatever_lies_beyond_the_image():
