@@ -5,8 +5,8 @@ Both images have had their own scale, window, flip and colors; some objects of t
 pixels of the first. What they cover is cut from the masks behind them. Edges are not blended, which the paper finds to be as
 good. Where the second image lies over the first is drawn too, as images need not be of one size here.
 
-A keypoint of the first image that is covered stays labelled, and is hidden: COCO's own word for a point whose place is known
-but not seen.
+Both are put together in the input frame, so that from then on masks are as large as they are shown. A keypoint of the first
+image that is covered stays labelled, and is hidden: COCO's own word for a point whose place is known but not seen.
 """
 
 from dataclasses import replace
