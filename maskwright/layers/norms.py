@@ -114,7 +114,11 @@ class NormedConv2d(nn.Module):
         conv, padding = self._parts[0], self._parts[0].padding
         if isinstance(conv, PaddedConv2d):
             x, padding = conv.pad(x), 0  # type: ignore[assignment]
-        return F.conv2d(x, *self.factors(), conv.stride, padding, conv.dilation, conv.groups)
+        geometry: Any = (conv.stride, padding, conv.dilation, conv.groups)
+        if x.device.type == "cpu" and conv.groups == conv.in_channels and torch.is_grad_enabled():
+            with torch.autocast("cpu", enabled=False):  # PyTorch 2.15: backwards two to ten times as fast as in bf16
+                return F.conv2d(x.float(), *self.factors(), *geometry).to(x.dtype)
+        return F.conv2d(x, *self.factors(), *geometry)
 
     def folded(self) -> nn.Conv2d:
         """The same as one convolution, its norm fixed for good."""

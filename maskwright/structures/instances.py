@@ -111,6 +111,13 @@ class Instances:
         moved: dict[str, Any] = {name: None if column is None else column.to(device) for name, column in columns.items()}
         return replace(self, **moved)
 
+    def by_score(self) -> Instances:
+        """The same objects, best first; those of one score stay in order."""
+        assert self.scores is not None
+        order = self.scores.argsort(descending=True, stable=True)
+        is_sorted = torch.equal(order, torch.arange(len(self), device=order.device))
+        return self if is_sorted else self[order]
+
     def with_masks(self, masks: Masks) -> Instances:
         """The same objects with masks of the same frame."""
         return replace(self, masks=masks)

@@ -85,6 +85,22 @@ class _Grids:
         return [grid.detach().to("cpu", torch.float32).numpy() for grid in self.grids]
 
 
+def certainty(probs: Tensor, inside: Tensor) -> Tensor:
+    """Mean probability of the cells of each mask, 0 where it has none: how sure a network is of what it drew.
+
+    The better a mask fits, the surer it is, as a rule: SOLO's code ranks its answers so, too (there: maskness).
+
+    Args:
+        probs: in [0, 1], (N, …).
+        inside: the cells that belong to the mask, bool (N, …).
+
+    Returns:
+        (N,).
+    """
+    cells = inside.flatten(1).to(probs.dtype)
+    return (probs.flatten(1) * cells).sum(dim=1) / cells.sum(dim=1).clamp(min=1)
+
+
 class MaskProbs(_Grids):
     """Mask probabilities with their windows; they fall to 0 outside, from a half cell inside on.
 

@@ -22,6 +22,7 @@ learn a mask · D embedding size · S 1 or D, numbers of a margin · K classes �
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -36,6 +37,7 @@ from maskwright.layers.precision import Float32Conv2d
 from maskwright.layers.towers import Tower, flatten_levels
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks
 from maskwright.structures import boxes as box_functions
+from maskwright.structures.mask_probs import certainty
 from maskwright.systems.one_stage.fcos import Answers, CenterAssigner, FCOSHead, Features, Found, LevelScales, Locations
 from maskwright.systems.system import Loss, Task, loss_by_size, masks_of, predict_by_size
 
@@ -91,6 +93,7 @@ class EmbedMask(nn.Module):
         coupling: masks from embeddings, and how they are taught.
         extra_heads: further losses on the features, by name.
         max_detections: per image.
+        certainty_power: scores are multiplied by the `certainty` of masks to this power.
     """
 
     def __init__(
@@ -105,9 +108,11 @@ class EmbedMask(nn.Module):
         coupling: "Coupling",
         extra_heads: Mapping[str, nn.Module],
         max_detections: int,
+        certainty_power: float = 0.0,
     ) -> None:
         super().__init__()
         self.input = input
+        self.certainty_power = certainty_power
         self.task = Task.INSTANCES
         self.backbone = backbone
         self.fpn = fpn
@@ -139,10 +144,14 @@ class EmbedMask(nn.Module):
         found = self.fcos.detect(answers, images.sizes, keep=self.max_detections)
         pixels, proposals = self._embed(features, answers)
         detections = images.to_original_frame([f.instances for f in found])
-        return [
-            d.with_masks(self.coupling.draw(pixels[i], proposals, i, found[i], d.image_size).to(d.boxes.device))
-            for i, d in enumerate(detections)
-        ]
+        return [self._drawn(d, pixels[i], proposals, i, found[i]) for i, d in enumerate(detections)]
+
+    def _drawn(self, detections: Instances, pixels: Tensor, proposals: Proposals, image: int, found: Found) -> Instances:
+        """Detections of an image with their masks, and scored by them, too."""
+        assert detections.scores is not None
+        masks, sure = self.coupling.draw(pixels, proposals, image, found, detections.image_size)
+        scores = detections.scores * sure**self.certainty_power
+        return replace(detections, masks=masks.to(scores.device), scores=scores).by_score()
 
     def class_rows(self) -> dict[str, int]:
         """Parameters whose rows belong to classes, and how many rows each class has."""
@@ -449,8 +458,10 @@ class Coupling(Protocol):
     def region(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Which cells teach the rows of these boxes, bool, broadcast to (R, h', w')."""
 
-    def draw(self, pixels: Tensor, proposals: Proposals, image: int, found: Found, image_size: tuple[int, int]) -> Masks:
-        """Masks of an image's detections in its original size, from its pixels (D, h, w)."""
+    def draw(
+        self, pixels: Tensor, proposals: Proposals, image: int, found: Found, image_size: tuple[int, int]
+    ) -> tuple[Masks, Tensor]:
+        """Masks of an image's detections in its original size, from its pixels (D, h, w), and their `certainty`, (N,)."""
 
 
 class UpsampledEmbeddings:
@@ -483,7 +494,9 @@ class UpsampledEmbeddings:
         middle = [masks.sample(size, step=4, first=(row, column)) for row in (1, 2) for column in (1, 2)]
         return torch.stack(middle).any(dim=0)
 
-    def draw(self, pixels: Tensor, proposals: Proposals, image: int, found: Found, image_size: tuple[int, int]) -> Masks:
+    def draw(
+        self, pixels: Tensor, proposals: Proposals, image: int, found: Found, image_size: tuple[int, int]
+    ) -> tuple[Masks, Tensor]:
         """Each mask inside the window of its box."""
         return draw_windows(
             self._fine(pixels),
@@ -511,8 +524,8 @@ def draw_windows(
     stride: int,
     first_px: float,
     sizes: tuple[tuple[int, int], tuple[int, int]],
-) -> Masks:
-    """Masks from embeddings, each computed inside its window only.
+) -> tuple[Masks, Tensor]:
+    """Masks from embeddings, each computed inside its window only, and the `certainty` of each, (N,).
 
     Args:
         pixels: embeddings of the cells, (D, h, w).
@@ -524,11 +537,13 @@ def draw_windows(
         sizes: of the image in the input frame and in its original one.
     """
     whole = (0, 0, pixels.shape[2], pixels.shape[1])
-    grids = []
+    grids, sure = [], []
     corners = windows.tolist()
     for (x0, y0, x1, y1), q, s in zip(corners, embeddings, precisions, strict=True):
         apart = pixels[:, y0:y1, x0:x1] - q[:, None, None]
-        values = cut.values((apart.square() * s[:, None, None]).sum(dim=0))
+        energy = (apart.square() * s[:, None, None]).sum(dim=0)
+        values = cut.values(energy)
+        sure.append(certainty(torch.exp(-energy)[None], values[None] > cut.threshold))
         ends = [int(end == limit) for end, limit in zip((x0, x1, y0, y1), (0, whole[2], 0, whole[3]), strict=True)]
         grids.append(F.pad(values[None, None], ends, mode="replicate")[0, 0] if any(ends) else values)
     at_end = windows == windows.new_tensor(whole)  # there the last cell goes on beyond the map
@@ -537,4 +552,4 @@ def draw_windows(
     flat = torch.cat([grid.flatten() for grid in grids]).cpu() if grids else pixels.new_zeros(0)  # one transfer for all
     parts = torch.split(flat, [grid.numel() for grid in grids])
     together = [part.reshape(grid.shape) for part, grid in zip(parts, grids, strict=True)]
-    return MaskProbs(together, boxes).paste(sizes[1], cut.threshold)
+    return MaskProbs(together, boxes).paste(sizes[1], cut.threshold), torch.cat([*sure, pixels.new_zeros(0)])

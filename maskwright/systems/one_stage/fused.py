@@ -158,7 +158,9 @@ class UpsampledProbabilities:
         """The masks at every fourth pixel, from (2, 2) on."""
         return masks.sample(size, step=4, first=(2, 2))
 
-    def draw(self, pixels: Tensor, proposals: Proposals, image: int, found: Found, image_size: tuple[int, int]) -> Masks:
+    def draw(
+        self, pixels: Tensor, proposals: Proposals, image: int, found: Found, image_size: tuple[int, int]
+    ) -> tuple[Masks, Tensor]:
         """Each mask inside its box, grown by a quarter of its sides."""
         return draw_windows(
             pixels,

@@ -145,12 +145,21 @@ FCOS_SMALL = FcosSize(
 
 # EmbedMask, V3: the IJCAI paper
 
+
+@size_class
+class MaskedSize(FcosSize):
+    """Of EmbedMask in all its versions."""
+
+    certainty_power: Amount = 0.0
+    """Scores are multiplied by the mean probability of a mask's own cells to this power; 0 leaves them as they are."""
+
+
 Cutting = Literal["log", "probability"]
 CUTS = {"log": cut_log_probability(0.53), "probability": cut_probability(0.53)}
 
 
 @size_class
-class EmbedMaskSize(FcosSize):
+class EmbedMaskSize(MaskedSize):
     """Of V3, and of its rivals."""
 
     dim: Count
@@ -188,6 +197,7 @@ def embedmask(size: EmbedMaskSize, num_classes: int) -> EmbedMask:
         coupling=UpsampledEmbeddings(teacher=best_positive, windows=grown_by_two_cells, cut=CUTS[size.cut], region=everywhere),
         extra_heads={},
         max_detections=size.max_detections,
+        certainty_power=size.certainty_power,
     )
 
 
@@ -223,7 +233,7 @@ EMBEDMASK_SMALL = EmbedMaskSize(
 
 
 @size_class
-class ScalarSize(FcosSize):
+class ScalarSize(MaskedSize):
     """Of V2, and what V1 has of it."""
 
     dim: Count
@@ -254,6 +264,7 @@ def _early(
         coupling=coupling,
         extra_heads={},
         max_detections=size.max_detections,
+        certainty_power=size.certainty_power,
     )
 
 
@@ -314,7 +325,7 @@ ARXIV_SMALL = ArxivSize(
 
 
 @size_class
-class FusedSize(FcosSize):
+class FusedSize(MaskedSize):
     """Of V4."""
 
     dim: Count
@@ -352,6 +363,7 @@ def fused(size: FusedSize, num_classes: int) -> EmbedMask:
         coupling=UpsampledProbabilities(),
         extra_heads={"semantic": SemanticHead(channels, narrow, num_classes=num_classes, norm=norm)},
         max_detections=size.max_detections,
+        certainty_power=size.certainty_power,
     )
 
 

@@ -73,10 +73,11 @@ class StagedMaskHead(DeconvMaskBranch):
         width: channels of its answer.
         hidden: channels of the deconvolution.
         num_classes: K.
+        options: see `MaskBranch`.
     """
 
-    def __init__(self, staged: StagedRois, *, width: int, hidden: int, num_classes: int) -> None:
-        super().__init__()
+    def __init__(self, staged: StagedRois, *, width: int, hidden: int, num_classes: int, **options: Any) -> None:
+        super().__init__(**options)
         self.shared = (staged,)  # in a tuple, so that its parameters are not registered twice
         self.deconv = nn.ConvTranspose2d(width, hidden, 2, stride=2)
         self.predictor = ClassConv1x1(hidden, num_classes)

@@ -18,6 +18,7 @@ R RoIs of the batch · C channels · K classes, with the background as the last 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -32,6 +33,7 @@ from maskwright.layers.precision import ClassConv1x1, Float32Linear
 from maskwright.layers.roi import RoiOperator, Rois
 from maskwright.structures import ImageBatch, InputSpec, Instances, MaskProbs, Masks
 from maskwright.structures import boxes as box_functions
+from maskwright.structures.mask_probs import certainty
 from maskwright.systems.rcnn.rpn import Features, RegionProposalNetwork
 from maskwright.systems.system import Loss, Task, loss_by_size, masks_of, predict_by_size
 
@@ -144,7 +146,7 @@ class FasterRCNN(nn.Module):
         detections = images.to_original_frame(found)
         for head in self._heads():
             detections = head.complete(detections, features, Rois.of([f.boxes for f in found]))
-        return detections
+        return [d.by_score() for d in detections]
 
     def class_rows(self) -> dict[str, int]:
         """Parameters whose rows belong to classes, and how many rows each class has."""
@@ -359,6 +361,7 @@ class MaskBranch(nn.Module, ABC):
     Args:
         targets: what a RoI's mask should be, like `mask_targets`.
         lay: lays grids (N, M, M) over boxes (N, 4), like `MaskProbs` itself.
+        certainty_power: see `certainty`; scores are multiplied by it to this power.
     """
 
     def __init__(
@@ -366,10 +369,12 @@ class MaskBranch(nn.Module, ABC):
         *,
         targets: Callable[..., Tensor] = mask_targets,
         lay: Callable[[Tensor, Tensor], MaskProbs] = MaskProbs,
+        certainty_power: float = 0.0,
     ) -> None:
         super().__init__()
         self.targets = targets
         self.lay = lay
+        self.certainty_power = certainty_power
 
     @abstractmethod
     def forward(self, features: Features, rois: Rois, labels: Tensor) -> Tensor:
@@ -392,14 +397,17 @@ class MaskBranch(nn.Module, ABC):
         return torch.cat(parts)
 
     def complete(self, detections: list[Instances], features: Features, rois: Rois) -> list[Instances]:
-        """Detections with their masks, drawn at the resolution of the original image."""
+        """Detections with their masks, drawn at the resolution of the original image, and scored by them, too."""
         labels = torch.cat([d.labels for d in detections])
         probs = self(features, rois, labels).sigmoid()
         parts = probs.split([len(d) for d in detections])
-        return [
-            d.with_masks(self.lay(part, d.boxes).paste(d.image_size).to(d.boxes.device))
-            for d, part in zip(detections, parts, strict=True)
-        ]
+        answers = []
+        for found, part in zip(detections, parts, strict=True):
+            assert found.scores is not None
+            scores = found.scores * certainty(part, part >= 0.5) ** self.certainty_power
+            masks = self.lay(part, found.boxes).paste(found.image_size).to(found.boxes.device)
+            answers.append(replace(found, masks=masks, scores=scores))
+        return answers
 
 
 class DeconvMaskBranch(MaskBranch):
