@@ -434,6 +434,22 @@ def test_any_timm_network_can_have_norms_that_train(name, norm):
     ours(torch.randn(1, 3, 64, 64))[16].sum().backward()
 
 
+def test_depthwise_convolutions_learn_in_float32_and_answer_in_the_precision_of_their_input():
+    torch.manual_seed(0)
+    pair = with_statistics(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8)))
+    freeze_norms(pair, 8)
+    x = torch.randn(1, 8, 16, 16).bfloat16()
+    expected = pair(x.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        answer = pair(x)
+    assert answer.dtype == torch.bfloat16
+    assert torch.equal(answer, expected.bfloat16())
+    weight = pair[0].weight
+    (exact,) = torch.autograd.grad(expected.sum(), weight)
+    (found,) = torch.autograd.grad(answer.float().sum(), weight)
+    assert torch.allclose(found, exact, rtol=1e-4, atol=1e-4)
+
+
 def test_what_follows_the_last_map_is_left_away():
     assert len(Backbone("tf_efficientnet_lite0", strides=(4, 8), norm="frozen").network.blocks) == 3
     assert len(Backbone("tf_efficientnet_lite0", strides=(4, 8, 16, 32), norm="frozen").network.blocks) == 7

@@ -58,6 +58,15 @@ def test_resize_there_and_back_is_the_same_box():
     assert m.resize((80, 120)).masks.areas().tolist() == (4 * m.masks.areas()).tolist()
 
 
+def test_by_score_keeps_the_order_of_equals_and_sorted_objects_as_they_are():
+    boxes = torch.arange(16.0).reshape(4, 4)
+    some = Instances((9, 9), boxes=boxes, labels=torch.arange(4), scores=torch.tensor([0.2, 0.5, 0.2, 0.9]))
+    assert some.by_score().labels.tolist() == [3, 1, 0, 2]
+    assert some.by_score().by_score().scores.tolist() == pytest.approx([0.9, 0.5, 0.2, 0.2])
+    done = some.by_score()
+    assert done.by_score() is done
+
+
 def test_flips_twice_are_identity_and_masks_follow_boxes():
     m = make()
     once = m.flip(horizontal=True, schema=COCO_PERSON)

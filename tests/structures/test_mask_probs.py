@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskwright.structures import MaskProbs, Masks, MaskTiles, masks
+from maskwright.structures.mask_probs import certainty
 from maskwright.systems.rcnn.mask_rcnn import mask_targets
 
 
@@ -93,6 +94,12 @@ def test_vote_counts_a_row_as_zero_outside_its_window():
     assert len(tiles.vote([], torch.ones(0, 2), (10, 18), 0.5)) == 0
     with pytest.raises(ValueError, match="add up to nothing"):
         tiles.vote([torch.tensor([0])], torch.zeros(1, 2), (10, 18), 0.5)
+
+
+def test_certainty_is_the_mean_inside():
+    probs = torch.tensor([[[0.9, 0.7], [0.1, 0.5]], [[0.4, 0.3], [0.2, 0.1]]])
+    assert certainty(probs, probs >= 0.5).tolist() == pytest.approx([0.7, 0.0])
+    assert certainty(torch.zeros(0, 2, 2), torch.zeros(0, 2, 2, dtype=torch.bool)).shape == (0,)
 
 
 def test_grids_need_a_box_each():

@@ -414,7 +414,7 @@ def drawn(pixels, cut, stride=4, first_px=0.0, windows=None, image_size=None):
     windows = torch.tensor([[0, 0, pixels.shape[2], pixels.shape[1]]]) if windows is None else windows
     one = torch.ones(len(windows), 1)
     sizes = (size, image_size or size)
-    return draw_windows(pixels, 0 * one, one, windows, cut=cut, stride=stride, first_px=first_px, sizes=sizes)
+    return draw_windows(pixels, 0 * one, one, windows, cut=cut, stride=stride, first_px=first_px, sizes=sizes)[0]
 
 
 def test_maps_are_upsampled_before_they_are_cut():
@@ -579,9 +579,13 @@ def test_perfect_embeddings_give_perfect_masks(name):
         pixels[row, mask] = 3.0
     proposals = Proposals(vectors[None], torch.full((1, 3, 1), math.log(2) / 4))
     found = Found(Instances(size, boxes=masks.boxes(), labels=torch.zeros(3, dtype=torch.int64)), torch.arange(3))
-    answer, truth = coupling.draw(pixels, proposals, 0, found, size).to_dense(), masks.to_dense()
+    drawn, sure = coupling.draw(pixels, proposals, 0, found, size)
+    answer, truth = drawn.to_dense(), masks.to_dense()
     iou = (answer & truth).sum(dim=(1, 2)) / (answer | truth).sum(dim=(1, 2))
     assert float(iou.min()) > 0.94
+    assert float(sure.min()) > 0.95  # φ is 1 on an object's own cells
+    unsure = Proposals(vectors[None] * 0.9, torch.full((1, 3, 1), math.log(2) / 4))
+    assert (coupling.draw(pixels, unsure, 0, found, size)[1] < sure).all()
 
 
 @pytest.mark.parametrize(
@@ -596,15 +600,15 @@ def test_masks_are_drawn_where_their_cells_are(name, first):
     proposals = Proposals(point[None, None], torch.full((1, 1, 1), precision))
     box = torch.cat([point - 42, point + 42])[None]
     found = Found(Instances((192, 320), boxes=box, labels=torch.tensor([0])), torch.tensor([0]))
-    masks = coupling.draw(torch.stack([x, y]), proposals, 0, found, (192, 320))
+    masks, _ = coupling.draw(torch.stack([x, y]), proposals, 0, found, (192, 320))
     assert (masks.centroids()[0] - point).abs().max() < 0.3
     assert masks.areas().item() == pytest.approx(math.pi * 40**2, rel=0.01)
     tiny = Found(Instances((192, 320), boxes=torch.tensor([[147.0, 89, 155, 97]]), labels=torch.tensor([0])), found.location)
     near = Proposals(point[None, None], torch.full((1, 1, 1), precision * 100))  # within 4 px: less than a cell
     coupling.windows, usual = (lambda boxes, stride, size: torch.tensor([[0, 0, size[1], size[0]]])), coupling.windows
-    whole = coupling.draw(torch.stack([x, y]), near, 0, tiny, (192, 320))
+    whole, _ = coupling.draw(torch.stack([x, y]), near, 0, tiny, (192, 320))
     coupling.windows = usual
-    inside = coupling.draw(torch.stack([x, y]), near, 0, tiny, (192, 320))
+    inside, _ = coupling.draw(torch.stack([x, y]), near, 0, tiny, (192, 320))
     assert whole.areas().item() > 20
     assert torch.equal(whole.to_dense(), inside.to_dense())
 

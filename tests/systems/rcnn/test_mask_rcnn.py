@@ -287,6 +287,24 @@ def test_background_rois_do_not_change_the_mask_loss():
     assert torch.equal(one.total, two.total)
 
 
+def test_scores_are_multiplied_by_the_certainty_of_masks():
+    """Two boxes, whose masks have probability 0.8 and 0.6 everywhere: 0.5 · 0.8² > 0.6 · 0.6²."""
+    found = Instances(
+        (64, 64),
+        boxes=torch.tensor([[8.0, 8, 24, 24], [30.0, 30, 50, 50]]),
+        labels=torch.tensor([0, 1]),
+        scores=torch.tensor([0.6, 0.5]),
+    )
+    for power, expected in ((0.0, [0.6, 0.5]), (2.0, [0.6 * 0.36, 0.5 * 0.64])):
+        head = MaskHead(4, num_classes=2, pool=RoiAlign(14, strides=(4, 8)), certainty_power=power)
+        with torch.no_grad():
+            head.predictor.weight.zero_()
+            head.predictor.bias.copy_(torch.tensor([0.6, 0.8]).logit())
+        (drawn,) = head.complete([found], features(), Rois.of([found.boxes]))
+        assert drawn.scores.tolist() == pytest.approx(expected, rel=1e-5)
+    assert drawn.by_score().labels.tolist() == [1, 0]
+
+
 def test_mask_targets_of_the_spec():
     dense = torch.zeros(1, 20, 20, dtype=torch.bool)
     dense[0, 5:15, 4:14] = True
