@@ -11,7 +11,7 @@ from torch import Tensor
 from maskwright.formats.dataset import Categories
 from maskwright.runs.checkpoints import PROPOSER, ModelCard, all_arguments, check_norms, find_weights, read_model
 from maskwright.runs.importing import read_checkpoint
-from maskwright.systems import System
+from maskwright.systems import SYSTEMS, System
 from maskwright.systems.rcnn.keypoints import KEYPOINT_LAYER
 from maskwright.weights.published import PUBLISHED, Published, fetch
 
@@ -37,12 +37,15 @@ def find_published(init: str | Path, system: str) -> Published | None:
 
 
 def arguments_of(init: str | Path) -> dict[str, Any]:
-    """What the builder of weights to start from was told, or what published ones want.
+    """What the builder of weights to start from was told, and what it took by itself; nothing of published ones.
 
     Raises:
         ValueError: no model of ours.
     """
-    return {} if init == COCO else read_model(find_weights(Path(init)))[1].arguments
+    if init == COCO:
+        return {}
+    card = read_model(find_weights(Path(init)))[1]
+    return all_arguments(card.system, card.arguments) if card.system in SYSTEMS else card.arguments
 
 
 def initialize(system: System, card: ModelCard, init: str | Path, say: Callable[[str], object]) -> None:

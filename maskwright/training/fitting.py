@@ -31,7 +31,7 @@ FILLS = 0.9  # of a window's side, by which an object at its middle has its edge
 SHORT_SIDES = (256, 288, 320, 352, 384, 448, 512, 576, 640)  # the last bounds the cost of an image
 WINDOWS = (256, 320)  # the last bounds the cost of a step
 NEARLY = 0.02  # of the objects: the smallest short side that comes so close to the best is taken, as it is the fastest
-WORTH = 0.1  # of the objects: what a larger window must show beyond a smaller one
+WORTH = 0.1  # of the objects: what a larger window must show beyond a smaller one, another scale beyond that of given weights
 BASES = (8, 10, 12, 16, 20, 24, 32)  # sides of the smallest anchors
 RATIOS = (0.5, 1.0, 2.0)  # of anchors, height to width
 REACHED = 0.5  # IoU from which an anchor reaches an object
@@ -138,7 +138,8 @@ def fitted(recipe: Recipe, dataset: Dataset, say: Callable[[str], object], kept:
     Args:
         dataset: the training images.
         say: hears the statistics and what follows from them.
-        kept: arguments of weights to start from, whose anchors and bounds stay as they were trained.
+        kept: arguments of weights to start from, whose anchors and bounds stay as they were trained, and whose scale stays
+            where it shows the objects nearly as well.
 
     Raises:
         ValueError: data without objects for a system whose scales must come from them.
@@ -170,6 +171,9 @@ def _with_sizes(
         short, window = given["short_px"], windows[0]
     else:
         short, window = best_scale(objects, SHORT_SIDES, windows)
+        best, known = shown_well(objects.at(short, 2 * short), window), kept.get("short_px")
+        if known is not None and shown_well(objects.at(known, 2 * known), window) >= best - WORTH:
+            short = known
     long = given.get("long_px", None if short is None else 2 * short)
     sizes = objects.at(short, long)
     chosen = {"short_px": short, "long_px": long, "max_detections": detections_for(objects.counts)}

@@ -50,7 +50,7 @@ def spell_out(source: str, names: Iterable[str]) -> str:
 def in_words(source: str, name: str, pixels: InputSpec) -> str:
     """Which weights a word stands for, for people, and of which pixels, where these are others than the system's."""
     if not _is_of_timm(source):
-        return source
+        return f"installed ImageNet weights of {name}"
     config = _config(name, _tag(source, name))
     has = tuple(pixels.mean), tuple(pixels.std)
     others = (config.mean, config.std) != has

@@ -7,8 +7,12 @@ import pytest
 from PIL import Image
 
 from maskwright.formats.catalog import open_split
+from maskwright.formats.dataset import Categories
 from maskwright.recipes import find_recipe, parse_recipe, read_recipe
-from maskwright.runs import open_model
+from maskwright.runs import ModelCard, open_model, save_model
+from maskwright.runs.checkpoints import build_system
+from maskwright.runs.starting import arguments_of
+from maskwright.systems.rcnn.sizes import MASK_SMALL
 from maskwright.training import train
 from maskwright.training.fitting import (
     SHORT_SIDES,
@@ -146,9 +150,20 @@ def test_weights_to_start_from_keep_the_anchors_they_were_trained_with(tmp_path)
     recipe = find_recipe("mask-rcnn-small")
     usual = fitted(recipe, dataset, print)
     kept = {"4": [11], "8": [22], "16": [44], "32": [88], "64": [176]}
-    started = fitted(recipe, dataset, print, {"anchors": kept, "short_px": 777})
+    started = fitted(recipe, dataset, print, {"anchors": kept, "short_px": 100})  # at which nothing can be seen
     assert started.arguments["anchors"] == kept != usual.arguments["anchors"]
     assert started.arguments["short_px"] == usual.arguments["short_px"]
+    near = usual.arguments["short_px"] + 7
+    assert fitted(recipe, dataset, print, {"short_px": near}).arguments["short_px"] == near
+
+
+def test_weights_of_an_earlier_version_keep_the_anchors_it_had(tmp_path):
+    """Which it did not save: they were no argument."""
+    arguments = {"num_classes": 1, "short_px": 512}
+    system = build_system("mask-rcnn-small", arguments)
+    save_model(tmp_path, ModelCard("mask-rcnn-small", arguments, Categories(("a",), (1,)), system.input), system.state_dict())
+    assert arguments_of(tmp_path)["anchors"] == MASK_SMALL.anchors
+    assert arguments_of(tmp_path)["short_px"] == 512
 
 
 def test_a_run_saves_what_it_chose_and_goes_on_with_it(tmp_path, console):
